@@ -1,0 +1,102 @@
+"""`make quickstart`: ask for a Python function in words. A small model, from nothing, on the standard library's docstrings.
+
+Every field of a DocID run stands here; the other configs under configs/docid/ start from it and say what differs.
+`--config=configs/quickstart.py:steps=200,size=tiny` sets arguments, `--config.learning_rate=1e-3` single fields.
+"""
+
+import ml_collections
+
+from diffgr_jax.parallel.rules import TRAIN_RULES
+
+# name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
+SIZES = {
+  "tiny": (64, 2, 4, 2, 128),
+  "small": (192, 3, 6, 6, 512),
+  "base": (384, 6, 6, 6, 1024),
+}
+ARGUMENTS = ("dataset", "path", "steps", "size", "seed")
+
+
+def parse_arguments(arg: str, allowed: tuple[str, ...]) -> dict[str, str]:
+  """Reads `key=value,key=value`; an unknown key or a missing value is one line of error."""
+  pairs = [pair.partition("=") for pair in arg.split(",") if pair]
+  for key, equals, value in pairs:
+    if key not in allowed or not equals or not value:
+      raise ValueError(
+        f"--config=...:{key}{equals}{value}: arguments are key=value with key one of {', '.join(allowed)}"
+      )
+  return {key: value for key, _, value in pairs}
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  given = parse_arguments(arg, ARGUMENTS)
+  size = given.get("size", "small")
+  if size not in SIZES:
+    raise ValueError(f"--config=...:size={size}: size is one of {', '.join(SIZES)}")
+  config = ml_collections.ConfigDict()
+  config.task = "docid"  # docid
+  config.seed = int(given.get("seed", 0))
+
+  # Data: what is indexed and asked.
+  config.dataset = given.get("dataset", "pydocs")  # pydocs | folder
+  config.dataset_path = given.get("path", "")  # folder: where corpus.jsonl and queries.*.jsonl are
+  config.on_bad_row = "error"  # error | skip (count and report)
+  config.data_dir = ""  # where built data sets are kept; "": inside the workdir
+  config.vocab_size = 4096  # sentencepiece pieces learned from the corpus, at most
+  config.prompt_length = 32  # tokens of BOS, query, SEP; longer queries are cut
+  config.canvas_length = 0  # tokens of a DocID with its EOS; 0: the longest title's
+  config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example
+    {"indexing": 0.35, "queries": 0.3, "pseudo": 0.35}
+  )
+
+  # Model.
+  config.d_model, config.n_layers, config.n_heads, config.n_kv_heads, config.d_ff = SIZES[size]
+  config.head_dim = 0  # 0: d_model / n_heads
+  config.qk_norm = True
+  config.qkv_bias = False
+  config.tie_embeddings = True
+  config.rope_theta = 10_000.0
+  config.remat = "none"  # none | dots | full
+  config.param_dtype = "float32"  # float32 | bfloat16
+  config.compute_dtype = "float32"  # float32 | bfloat16; softmax, logits and losses are float32 in any case
+
+  # Objective.
+  config.process = "exact_count"  # random_time | exact_count (both the bound) | uniform_weight | all_masked
+  config.schedule = "linear"  # linear | cosine
+  config.all_masked_fraction = 0.0  # share of rows at t = 1, what one-pass scoring sees; above 0 is no bound
+  config.antithetic = True  # times spread evenly over the batch
+  config.document_weight = 0.0  # of the document-level softmax beside the diffusion loss
+  config.ce_chunk = 0  # vocabulary rows a chunk of the cross-entropy; 0: all logits at once
+
+  # Optimization.
+  config.batch_size = 64  # rows of the global batch
+  config.microbatches = 1  # parts whose gradients are accumulated
+  config.steps = int(given.get("steps", 1500))
+  config.learning_rate = 2e-3
+  config.warmup_steps = min(100, config.steps // 10)
+  config.lr_decay = "cosine"  # cosine | linear | constant
+  config.final_lr_fraction = 0.05
+  config.b1 = 0.9
+  config.b2 = 0.98
+  config.weight_decay = 0.01
+  config.clip_norm = 1.0
+
+  # Devices: sizes of the mesh axes replica, data, fsdp, tensor, sequence; -1 is what is left.
+  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  config.rules = TRAIN_RULES  # logical axis of a weight -> mesh axis
+
+  # Watching and keeping.
+  config.log_every = 50
+  config.eval_every = 500  # one-pass Hit@1 and MRR of the validation queries; 0: never
+  config.checkpoint_every = 500
+  config.keep_checkpoints = 2
+
+  # Evaluation at the end.
+  config.eval_splits = ("valid", "test")
+  config.eval_batch_size = 64
+  config.decode_steps = 4  # T of the T-step decodings
+  config.policy = "confidence"  # random | confidence | margin | entropy | threshold
+  config.threshold = 0.9  # of the threshold policy
+  config.remask = 0  # low-confidence tokens taken back after a step
+  config.show_queries = 3  # worked queries printed at the end
+  return config.lock()

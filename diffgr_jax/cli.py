@@ -1,0 +1,37 @@
+"""Manners of every command: quiet logs, errors in one line, a traceback only with --debug."""
+
+from collections.abc import Callable, Sequence
+import logging
+import os
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+_DEBUG = flags.DEFINE_bool("debug", False, "print a traceback with an error")
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+  """Runs an absl main; what a user can mend (bad config, file, flag or mesh) is one line on stderr and exit code 1."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  absl_logging.use_absl_handler()
+  for chatty in ("orbax", "grain", "jax", "tensorflow_datasets"):
+    logging.getLogger(chatty).setLevel(logging.ERROR)
+
+  def guarded(argv: Sequence[str]) -> int | None:
+    if argv[1:]:
+      print(f"error: unexpected argument {argv[1]!r}: flags begin with --", file=sys.stderr)
+      return 1
+    try:
+      return main(argv)
+    except KeyboardInterrupt:
+      print("\ninterrupted", file=sys.stderr)
+      return 130
+    except (ValueError, OSError, RuntimeError) as error:
+      if _DEBUG.value:
+        raise
+      print(f"error: {error}".splitlines()[0], file=sys.stderr)
+      return 1
+
+  app.run(guarded)

@@ -1,0 +1,69 @@
+"""Weights in and out, and the proof that they mean the same: exactly one of
+
+python -m diffgr_jax.convert --from_hf=DIR --out=DIR    Hugging Face folder -> checkpoint of ours
+python -m diffgr_jax.convert --to_hf=DIR --out=DIR      checkpoint of ours -> Hugging Face folder
+python -m diffgr_jax.convert --check=DIR                recorded outputs of a reference against ours; exit 1 on a miss
+
+Only safetensors are read, nothing that unpickles; neither torch nor transformers is needed.
+"""
+
+from collections import Counter
+import time
+
+from absl import flags
+
+from diffgr_jax import cli
+from diffgr_jax.evaluation.parity import ATOL, MISS, NOT_RUN, OK, check_folder, fixture_folders
+from diffgr_jax.models.hf import ModelSpec
+from diffgr_jax.models.transformer import count_params
+from diffgr_jax.training.pretrained import convert_from_hf, convert_to_hf
+
+_FROM_HF = flags.DEFINE_string("from_hf", None, "Hugging Face folder to read")
+_TO_HF = flags.DEFINE_string("to_hf", None, "checkpoint of ours to read")
+_CHECK = flags.DEFINE_string("check", None, "folder of recordings, or a folder of such folders")
+_OUT = flags.DEFINE_string("out", None, "folder to write; must be new or empty")
+
+
+def main(_) -> int:
+  asked = [flag.name for flag in (_FROM_HF, _TO_HF, _CHECK) if flag.value is not None]
+  if len(asked) != 1:
+    raise ValueError(f"give exactly one of --from_hf, --to_hf and --check, not {' and '.join(asked) or 'none'}")
+  if _CHECK.value is not None:
+    return check(_CHECK.value)
+  if _OUT.value is None:
+    raise ValueError(f"--{asked[0]} needs --out, the folder to write")
+  start = time.perf_counter()
+  if _FROM_HF.value is not None:
+    spec = convert_from_hf(_FROM_HF.value, _OUT.value)
+  else:
+    spec = convert_to_hf(_TO_HF.value, _OUT.value)
+  print(f"{_OUT.value}: {describe(spec)}; {time.perf_counter() - start:.1f} s")
+  return 0
+
+
+def describe(spec: ModelSpec) -> str:
+  config = spec.config
+  return (
+    f"{spec.family}, {count_params(config):,} parameters in {config.param_dtype}, {config.n_layers} layers,"
+    f" {config.pattern}, {config.alignment}, blocks of {spec.block_size}, {spec.vocab_size} of {config.vocab_size} rows used"
+  )
+
+
+def check(folder: str) -> int:
+  """Prints a line per comparison and a summary; 1 if any missed."""
+  statuses, largest = Counter(), 0.0
+  for path in fixture_folders(folder):
+    for result in check_folder(path):
+      print(result.line(), flush=True)
+      statuses[result.status] += 1
+      if result.status == OK:
+        largest = max(largest, result.difference)
+  print(
+    f"{statuses[OK]} ok (largest difference {largest:.2g}, allowed {ATOL:g}), {statuses[NOT_RUN]} not run,"
+    f" {statuses[MISS]} missed"
+  )
+  return 1 if statuses[MISS] else 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

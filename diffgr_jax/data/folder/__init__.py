@@ -1,0 +1,1 @@
+"""Any corpus in the BEIR shape: corpus.jsonl, queries and relevance judgements in one folder."""

@@ -1,0 +1,276 @@
+"""Reads a corpus in the BEIR shape, row by row, and says exactly where a row is wrong.
+
+    FOLDER/corpus.jsonl           {"doc_id" or "_id", "title", "text"}             one document a line
+    FOLDER/queries.SPLIT.jsonl    {"query_id" or "_id", "query" or "text", "doc_ids"}   queries with their answers, or
+    FOLDER/queries.jsonl          the same without doc_ids, with
+    FOLDER/qrels.tsv              query-id <tab> corpus-id <tab> score              split "test", or
+    FOLDER/qrels/SPLIT.tsv        one file a split
+
+Other files and other keys are ignored. A judgement counts from score 1 up, and its score is kept as the grade. An empty
+title is allowed: the document is then titled by its first words. Blank lines are passed over.
+
+With `on_bad_row="error"` the first bad row raises BadRow, `FILE:LINE: ...`; with "skip" bad rows are left out and
+counted.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
+import json
+from pathlib import Path
+import re
+from typing import Any, Literal
+
+from diffgr_jax.data.records import BadRow, Document, Query
+
+OnBadRow = Literal["error", "skip"]
+Judgements = dict[str, dict[str, int]]  # query id -> document id -> grade, as far as it is relevant
+
+TITLE_WORDS = 8  # what an untitled document is called by: so many of its first words
+NO_ANSWER = "query without a relevant document"
+UNKNOWN_QUERY = "judgement of an unknown query"
+EXPECTED = "corpus.jsonl (doc_id, title, text), and queries.SPLIT.jsonl or queries.jsonl with qrels.tsv"
+
+
+def read_corpus(file: str | Path, on_bad_row: OnBadRow = "error") -> tuple[Iterator[Document], Counter[str]]:
+  """Streams the documents of a corpus.jsonl.
+
+  Returns:
+    The documents, and the counts of skipped rows by fault, complete once the documents are read to the end.
+
+  Raises:
+    BadRow: while reading, with on_bad_row="error".
+    FileNotFoundError: at once, where there is no such file.
+  """
+  path, skipped, seen = _existing(file), Counter[str](), set[str]()
+
+  def parse(line: bytes, place: str) -> Document:
+    row = _parse_object(line, place)
+    doc_id = _identifier(row, ("doc_id", "_id"), place)
+    title, text = _string(row, "title", place), _string(row, "text", place)
+    if not text:
+      raise BadRow(place, "empty text", f"document {doc_id!r} has no text; give its key 'text' some words")
+    _claim(doc_id, seen, "doc_id", place)
+    return Document(doc_id, title or " ".join(text.split()[:TITLE_WORDS]), text)
+
+  return _read_lines(path, parse, on_bad_row, skipped), skipped
+
+
+def read_queries(
+  file: str | Path, on_bad_row: OnBadRow = "error", doc_ids: Container[str] | None = None
+) -> tuple[Iterator[Query], Counter[str]]:
+  """Streams the queries of a JSON lines file whose rows name their answers under `doc_ids`.
+
+  Args:
+    file: the queries, {"query_id" or "_id", "query" or "text", "doc_ids": [...]} a line.
+    on_bad_row: "error" or "skip".
+    doc_ids: the documents that exist; a query that names another is a bad row. None: not checked.
+
+  Returns:
+    The queries, and the counts of skipped rows by fault, complete once the queries are read to the end. A query with an
+    empty list of answers is left out and counted, not an error.
+  """
+  path, skipped, seen = _existing(file), Counter[str](), set[str]()
+
+  def parse(line: bytes, place: str) -> Query | None:
+    row = _parse_object(line, place)
+    query_id, text = _question(row, seen, place)
+    answers = row.get("doc_ids")
+    if not isinstance(answers, list) or any(isinstance(a, bool) or not isinstance(a, str | int) for a in answers):
+      raise BadRow(place, "no doc_ids", f"query {query_id!r} needs 'doc_ids', a list of document ids")
+    answers = tuple(dict.fromkeys(str(answer) for answer in answers))
+    for answer in answers:
+      _check_document(answer, doc_ids, place)
+    if not answers:
+      skipped[NO_ANSWER] += 1
+      return None
+    return Query(query_id, text, answers)
+
+  return _read_lines(path, parse, on_bad_row, skipped), skipped
+
+
+def read_judged_queries(
+  file: str | Path, judgements: Judgements, on_bad_row: OnBadRow = "error"
+) -> tuple[Iterator[Query], Counter[str]]:
+  """Streams the queries of a BEIR queries.jsonl that `judgements` has relevant documents for; counts the others."""
+  path, skipped, seen = _existing(file), Counter[str](), set[str]()
+
+  def parse(line: bytes, place: str) -> Query | None:
+    query_id, text = _question(_parse_object(line, place), seen, place)
+    graded = judgements.get(query_id)
+    if not graded:
+      skipped[NO_ANSWER] += 1
+      return None
+    return Query(query_id, text, tuple(graded), tuple(graded.values()))
+
+  return _read_lines(path, parse, on_bad_row, skipped), skipped
+
+
+def read_judgements(
+  file: str | Path, on_bad_row: OnBadRow = "error", doc_ids: Container[str] | None = None
+) -> tuple[Judgements, Counter[str]]:
+  """Reads a qrels file: three columns set apart by tabs, with or without BEIR's header line.
+
+  Judgements below 1 say that a document is not relevant: they are left out, and their documents need not exist.
+  """
+  path, skipped = _existing(file), Counter[str]()
+
+  def parse(line: bytes, place: str) -> tuple[str, str, int] | None:
+    fields = [field.strip() for field in _decode(line, place).rstrip("\r\n").split("\t")]
+    if place.endswith(":1") and fields[-1].lower() == "score":
+      return None
+    if len(fields) != 3 or not all(fields) or not fields[2].removeprefix("-").isdecimal():
+      what = "a judgement is query-id, corpus-id and a whole number, set apart by tabs"
+      raise BadRow(place, "broken judgement", f"{what}, not {' '.join(fields)[:60]!r}")
+    query_id, doc_id, grade = fields[0], fields[1], int(fields[2])
+    if grade < 1:
+      return None
+    _check_document(doc_id, doc_ids, place)
+    return query_id, doc_id, grade
+
+  judgements: Judgements = {}
+  for query_id, doc_id, grade in _read_lines(path, parse, on_bad_row, skipped):
+    judgements.setdefault(query_id, {})[doc_id] = grade
+  return judgements, skipped
+
+
+def query_files(folder: str | Path) -> dict[str, tuple[Path, Path | None]]:
+  """Maps each split of a folder, sorted, to its queries and, where the answers stand apart, to its judgements.
+
+  Raises:
+    ValueError: two files give one split.
+  """
+  folder = Path(folder)
+  found: list[tuple[str, Path, Path | None]] = []
+  shared = folder / "queries.jsonl"
+  if shared.is_file():
+    apart = [(path.stem, path) for path in (folder / "qrels").glob("*.tsv")]
+    if (folder / "qrels.tsv").is_file():
+      apart.append(("test", folder / "qrels.tsv"))
+    found += [(split, shared, qrels) for split, qrels in apart] or [("test", shared, None)]
+  for path in folder.glob("queries.*.jsonl"):
+    found.append((path.name.removeprefix("queries.").removesuffix(".jsonl"), path, None))
+  files: dict[str, tuple[Path, Path | None]] = {}
+  for stem, queries, qrels in sorted(found, key=lambda item: item[0]):
+    split = _split_name(stem)
+    if split in files:
+      raise ValueError(f"{folder} gives the split {split!r} twice; keep one of {qrels or queries} and its namesake")
+    files[split] = (queries, qrels)
+  return files
+
+
+def _split_name(stem: str) -> str:
+  """A name that TFDS takes: word characters, a letter first, and not its keyword `all`: `dev-small` is `dev_small`."""
+  name = re.sub(r"\W", "_", stem, flags=re.ASCII)
+  return name if name[:1].isalpha() and name.lower() != "all" else f"split_{name}"
+
+
+def corpus_file(folder: str | Path) -> Path:
+  """The corpus.jsonl of a folder.
+
+  Raises:
+    FileNotFoundError: there is no such folder or no corpus.jsonl in it; one line that says what is expected.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{folder} is no folder; a corpus is a folder with {EXPECTED}")
+  if not (folder / "corpus.jsonl").is_file():
+    raise FileNotFoundError(f"{folder} has no corpus.jsonl; a corpus is a folder with {EXPECTED}")
+  return folder / "corpus.jsonl"
+
+
+# --- one line ---
+
+
+def _read_lines(
+  path: Path, parse: Callable[[bytes, str], Any], on_bad_row: OnBadRow, skipped: Counter[str]
+) -> Iterator[Any]:
+  """Yields what `parse` makes of each line that is not blank, None left out."""
+  with path.open("rb") as lines:
+    for number, line in enumerate(lines, start=1):
+      if number == 1:
+        line = line.removeprefix(b"\xef\xbb\xbf")
+      if not line.strip():
+        continue
+      try:
+        record = parse(line, f"{path}:{number}")
+      except BadRow as bad:
+        if on_bad_row == "error":
+          raise
+        skipped[bad.kind] += 1
+        continue
+      if record is not None:
+        yield record
+
+
+def _existing(file: str | Path) -> Path:
+  path = Path(file)
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: no such file")
+  return path
+
+
+def _decode(line: bytes, place: str) -> str:
+  try:
+    return line.decode("utf-8")
+  except UnicodeDecodeError as error:
+    found = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+    raise BadRow(place, "not UTF-8", f"{found} is not UTF-8; save the file as UTF-8") from None
+
+
+def _parse_object(line: bytes, place: str) -> dict[str, Any]:
+  text = _decode(line, place)
+  try:
+    row = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise BadRow(place, "broken JSON", f"broken JSON at column {error.colno}: {error.msg}") from None
+  except (RecursionError, ValueError) as error:  # nested too deep; a number with too many digits
+    raise BadRow(place, "broken JSON", f"unreadable JSON: {error}") from None
+  if not isinstance(row, dict):
+    raise BadRow(place, "not an object", f"a row is a JSON object {{...}}, not a {type(row).__name__}")
+  return row
+
+
+def _identifier(row: dict[str, Any], keys: tuple[str, str], place: str) -> str:
+  for key in keys:
+    value = row.get(key)
+    if isinstance(value, int) and not isinstance(value, bool):
+      return str(value)
+    if isinstance(value, str) and value.strip():
+      return _checked(value, place)
+  raise BadRow(place, "no id", f"no id; a row needs {keys[0]!r} or {keys[1]!r}, a string or a whole number")
+
+
+def _string(row: dict[str, Any], key: str, place: str) -> str:
+  value = row.get(key)
+  if value is not None and not isinstance(value, str):
+    raise BadRow(place, "not a string", f"{key!r} is a {type(value).__name__}; it should be a string")
+  return _checked((value or "").strip(), place)
+
+
+def _checked(value: str, place: str) -> str:
+  """Lets no half of a surrogate pair (a JSON escape such as \\ud800) through: no file could hold it."""
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError:
+    raise BadRow(place, "not UTF-8", "an escape \\ud800 to \\udfff stands for no character") from None
+  return value
+
+
+def _question(row: dict[str, Any], seen: set[str], place: str) -> tuple[str, str]:
+  query_id = _identifier(row, ("query_id", "_id"), place)
+  text = _string(row, "query", place) or _string(row, "text", place)
+  if not text:
+    raise BadRow(place, "empty text", f"query {query_id!r} has no words; give its key 'query' or 'text' some")
+  _claim(query_id, seen, "query_id", place)
+  return query_id, text
+
+
+def _claim(identifier: str, seen: set[str], key: str, place: str) -> None:
+  if identifier in seen:
+    raise BadRow(place, "duplicate id", f"duplicate {key} {identifier!r}; ids must be unique in a file")
+  seen.add(identifier)
+
+
+def _check_document(doc_id: str, doc_ids: Container[str] | None, place: str) -> None:
+  if doc_ids is not None and doc_id not in doc_ids:
+    raise BadRow(place, "unknown document", f"no document {doc_id!r} in the corpus; correct or remove the row")

@@ -1,0 +1,1 @@
+"""The embedded corpus: docstrings of the running Python's standard library."""

@@ -1,0 +1,311 @@
+"""Denoises a canvas in T steps: ask the model, let a policy choose the positions to commit, repeat.
+
+    canvas      M  M  M  M      step 0: the model sees the prompt and this
+    commit      .  x  .  .      the policy's choice, with the model's token
+    canvas      M  7  M  M      step 1
+    commit      x  .  .  x
+    canvas      2  7  M  5      and so on until no MASK is left
+    step map    1  0 -1  1      when each position was committed
+
+One jitted step serves the `lax.while_loop` decoder and its step-by-step twin. A row reads its own canvas, its own key
+and the step number only, so it decodes to the same tokens in any batch. The last step of the budget commits all that
+is left, so a canvas is always finished within T steps.
+
+Remasking. After a step, the `remask` least confident tokens of EARLIER steps go back to MASK, and the step commits one
+more position for each of them. The number of MASKs after each step is therefore what it would be without remasking,
+and decoding ends as early; at the last step nothing is left to pay with, and nothing is reopened. No position is
+reopened more than `max_reopen` times.
+
+Nothing is forced after EOS: every position of a DocID canvas is a target, PAD included, and the model fills them all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
+import numpy as np
+
+from diffgr_jax.decoding.constraint import commit_in_turn, possible_documents
+from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
+from diffgr_jax.decoding.policies import Budget, Policy, Stats, commit_together, even_quota, rank_positions
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+  """What is fixed when the decoder is compiled."""
+
+  policy: Policy
+  mask_id: int
+  remask: int = 0  # tokens taken back to MASK after a step, at most
+  max_reopen: int = 1  # times that one position may be taken back
+  finish_when_unique: bool = True  # constrained: once one DocID is left, commit the rest of it at no further cost
+
+  def __post_init__(self):
+    if not isinstance(self.policy, Policy):
+      raise ValueError(
+        f"DecodeOptions.policy is {self.policy!r}; it must have the methods priority and takes (see policies.py)"
+      )
+    if self.remask < 0:
+      raise ValueError(f"DecodeOptions.remask is {self.remask}; it must be 0 (no remasking) or more")
+    if self.max_reopen < 1:
+      raise ValueError(f"DecodeOptions.max_reopen is {self.max_reopen}; it must be 1 or more (remask=0 turns it off)")
+
+
+@struct.dataclass
+class DecodeState:
+  """What one denoising step carries to the next."""
+
+  canvas: Int[Array, "B L"]
+  step_map: Int[Array, "B L"]  # step at which a position was committed; -1: given, or not yet
+  confidence: Float[Array, "B L"]  # probability of the token when it was committed; given: 1, not yet: 0
+  reopened: Int[Array, "B L"]  # how often a position went back to MASK
+  step: Int[Array, ""]  # forward passes so far
+  alive: Bool[Array, "B N"] | None  # documents that the canvas can still become; None: not constrained
+  row_keys: Key[Array, "B"]
+
+
+def init_state(
+  canvas: Int[Array, "B L"],
+  row_seeds: Int[Array, "B"],
+  banned: Bool[Array, "V"],
+  codes: Int[Array, "N L"] | None,
+  mask_id: int,
+) -> DecodeState:
+  """Builds the state before the first step."""
+  return DecodeState(
+    canvas=canvas,
+    step_map=jnp.full_like(canvas, -1),
+    confidence=jnp.where(canvas == mask_id, 0.0, 1.0),
+    reopened=jnp.zeros_like(canvas),
+    step=jnp.int32(0),
+    alive=None if codes is None else possible_documents(canvas, codes, banned, mask_id),
+    row_keys=jax.vmap(jax.random.key)(row_seeds),
+  )
+
+
+def unfinished_rows(state: DecodeState, mask_id: int) -> Bool[Array, "B"]:
+  """Finds the rows with a MASK to fill. A constrained row that no document agrees with cannot be filled."""
+  masked = (state.canvas == mask_id).any(axis=-1)
+  return masked if state.alive is None else masked & state.alive.any(axis=-1)
+
+
+def forwards_per_row(state: DecodeState) -> Int[Array, "B"]:
+  """Counts the forward passes that each row needed (the batch runs until its slowest row is done)."""
+  return state.step_map.max(axis=-1) + 1
+
+
+@functools.partial(jax.jit, static_argnames=("denoise", "options"))
+def denoise_step(
+  params: Params,
+  prompt: Int[Array, "B P"],
+  state: DecodeState,
+  banned: Bool[Array, "V"],
+  codes: Int[Array, "N L"] | None,
+  steps: Int[Array, ""],
+  temperature: Float[Array, ""],
+  *,
+  denoise: Denoiser,
+  options: DecodeOptions,
+) -> tuple[DecodeState, Stats]:
+  """Runs one forward pass and the commitments that follow from it. Finished rows stay as they are.
+
+  Args:
+    params: the model's parameters.
+    prompt: the tokens that the model reads beside the canvas.
+    state: where decoding stands.
+    banned: tokens that are never produced; MASK is one of them in any case.
+    codes: the DocID index, to constrain decoding to it, or None.
+    steps: the whole budget T, in forward passes; `state.step` of them are spent.
+    temperature: 0 takes the most likely token, above 0 samples.
+    denoise: the model.
+    options: the rest.
+
+  Returns:
+    The next state, and the statistics that the policy saw at the start of this step.
+  """
+  masked = state.canvas == options.mask_id
+  banned = banned.at[options.mask_id].set(True)
+  log_probs = log_probabilities(denoise(params, prompt, state.canvas), banned)
+  place_keys, token_keys = _step_keys(state)
+  scores = _perturb(log_probs, temperature, token_keys)
+
+  masked_count, steps_left = masked.sum(axis=-1), steps - state.step
+  reopenable = (state.step_map >= 0) & ~masked & (state.reopened < options.max_reopen)
+  budget = Budget(
+    quota=even_quota(masked_count, steps_left),
+    floor=jnp.where(steps_left <= 1, masked_count, 0),
+    spare=jnp.minimum(options.remask, reopenable.sum(axis=-1)),
+  )
+  if codes is None:
+    commits, stats = commit_together(log_probs, scores, masked, place_keys, budget, options.policy)
+    alive = None
+  else:
+    commits, alive, stats = commit_in_turn(
+      log_probs,
+      scores,
+      state.canvas,
+      state.alive,
+      place_keys,
+      budget,
+      options.policy,
+      codes=codes,
+      mask_id=options.mask_id,
+      finish_when_unique=options.finish_when_unique,
+    )
+
+  state = state.replace(
+    canvas=jnp.where(commits.chosen, commits.tokens, state.canvas),
+    step_map=jnp.where(commits.chosen, state.step, state.step_map),
+    confidence=jnp.where(commits.chosen, commits.confidence, state.confidence),
+    step=state.step + 1,
+    alive=alive,
+  )
+  if options.remask:
+    weakest_first = rank_positions(-state.confidence, among=reopenable)
+    state = _reopen(state, reopenable & (weakest_first < commits.extra[:, None]), options.mask_id)
+    if codes is not None:
+      state = state.replace(alive=possible_documents(state.canvas, codes, banned, options.mask_id))
+  return state, stats
+
+
+def decode_canvas(
+  params: Params,
+  prompt: Int[ArrayLike, "B P"],
+  canvas: Int[ArrayLike, "B L"],
+  row_seeds: Int[ArrayLike, "B"],
+  banned: Bool[ArrayLike, "V"],
+  *,
+  denoise: Denoiser,
+  options: DecodeOptions,
+  steps: int | Int[ArrayLike, ""],
+  temperature: float | Float[ArrayLike, ""] = 0.0,
+  codes: Int[ArrayLike, "N L"] | None = None,
+) -> DecodeState:
+  """Denoises until no row has a MASK, in at most `steps` forward passes, without leaving the device.
+
+  Args:
+    params: the model's parameters.
+    prompt: the tokens that the model reads beside the canvas.
+    canvas: token ids, MASK where a token is to be generated; other positions are given and stay.
+    row_seeds: one seed a row, for the random policy and for sampling; a row's draws depend on its seed alone.
+    banned: tokens that are never produced (`denoiser.banned_tokens` builds it).
+    denoise: the model; pass the same function object each time, another one compiles anew.
+    options: policy, MASK, remasking.
+    steps: the budget T in forward passes; another T compiles nothing anew. Rows may finish earlier.
+    temperature: 0 takes the most likely token; above 0 samples from the model's distribution at that temperature.
+    codes: the DocID index; when given, every canvas ends as one of its rows. A row whose given positions agree with no
+      document keeps its MASKs, and has no document alive.
+
+  Returns:
+    The last state; `step` is the number of forward passes spent on the batch.
+
+  Raises:
+    ValueError: shapes that do not fit, fewer than one step, or a temperature below 0.
+  """
+  inputs = _check(prompt, canvas, row_seeds, banned, codes, steps, temperature)
+  return _decode_loop(params, *inputs, denoise=denoise, options=options)
+
+
+def decode_canvas_steps(
+  params: Params,
+  prompt: Int[ArrayLike, "B P"],
+  canvas: Int[ArrayLike, "B L"],
+  row_seeds: Int[ArrayLike, "B"],
+  banned: Bool[ArrayLike, "V"],
+  *,
+  denoise: Denoiser,
+  options: DecodeOptions,
+  steps: int,
+  temperature: float = 0.0,
+  codes: Int[ArrayLike, "N L"] | None = None,
+) -> Iterator[tuple[DecodeState, Stats | None]]:
+  """The same decoder, one Python step at a time, for notebooks, streaming and traces.
+
+  Takes what `decode_canvas` takes and commits the same tokens at the same steps.
+
+  Yields:
+    The state before the first step (with None), then every state with the statistics that led to it.
+  """
+  prompt, canvas, row_seeds, banned, codes, steps, temperature = _check(
+    prompt, canvas, row_seeds, banned, codes, steps, temperature
+  )
+  state = init_state(canvas, row_seeds, banned, codes, options.mask_id)
+  yield state, None
+  while int(state.step) < steps and bool(unfinished_rows(state, options.mask_id).any()):
+    state, stats = denoise_step(
+      params, prompt, state, banned, codes, steps, temperature, denoise=denoise, options=options
+    )
+    yield state, stats
+
+
+@functools.partial(jax.jit, static_argnames=("denoise", "options"))
+def _decode_loop(
+  params, prompt, canvas, row_seeds, banned, codes, steps, temperature, *, denoise, options
+) -> DecodeState:
+  def more(state: DecodeState) -> Bool[Array, ""]:
+    return (state.step < steps) & unfinished_rows(state, options.mask_id).any()
+
+  def body(state: DecodeState) -> DecodeState:
+    state, _ = denoise_step(params, prompt, state, banned, codes, steps, temperature, denoise=denoise, options=options)
+    return state
+
+  return jax.lax.while_loop(more, body, init_state(canvas, row_seeds, banned, codes, options.mask_id))
+
+
+def _step_keys(state: DecodeState) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
+  """Derives each row's two keys of this step (where, what) from its own key and the step number."""
+  keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, state.step)))(state.row_keys)
+  return keys[:, 0], keys[:, 1]
+
+
+def _perturb(
+  log_probs: Float[Array, "B L V"], temperature: Float[Array, ""], row_keys: Key[Array, "B"]
+) -> Float[Array, "B L V"]:
+  """Turns arg max into sampling: the arg max of log p / temperature + Gumbel noise is a draw from p^(1/temperature).
+
+  It stays a draw from the renormalised distribution when tokens are excluded afterwards, as the constraint does.
+  """
+
+  def sample() -> Float[Array, "B L V"]:
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(row_keys)
+    return log_probs / temperature + noise
+
+  return jax.lax.cond(temperature > 0, sample, lambda: log_probs)
+
+
+def _reopen(state: DecodeState, back: Bool[Array, "B L"], mask_id: int) -> DecodeState:
+  """Takes positions back to MASK."""
+  return state.replace(
+    canvas=jnp.where(back, mask_id, state.canvas),
+    step_map=jnp.where(back, -1, state.step_map),
+    confidence=jnp.where(back, 0.0, state.confidence),
+    reopened=state.reopened + back,
+  )
+
+
+def _check(prompt, canvas, row_seeds, banned, codes, steps, temperature):
+  """Checks what can be checked before anything is compiled, and moves the inputs to the device."""
+  if len(prompt) != len(canvas) or len(row_seeds) != len(canvas):
+    raise ValueError(
+      f"prompt has {len(prompt)} rows, canvas {len(canvas)} and row_seeds {len(row_seeds)}; they must be equal"
+    )
+  if codes is not None and codes.shape[1] != canvas.shape[1]:
+    raise ValueError(f"codes has DocIDs of length {codes.shape[1]}, canvas {canvas.shape[1]}; they must be equal")
+  if not isinstance(steps, jax.core.Tracer) and np.asarray(steps) < 1:
+    raise ValueError(f"steps is {steps}; decoding needs at least 1 forward pass")
+  if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) >= 0:
+    raise ValueError(f"temperature is {temperature}; it must be 0 (most likely token) or more")
+  to_int = functools.partial(jnp.asarray, dtype=jnp.int32)
+  return (
+    to_int(prompt),
+    to_int(canvas),
+    jnp.asarray(row_seeds),
+    jnp.asarray(banned, bool),
+    None if codes is None else to_int(codes),
+    to_int(steps),
+    jnp.asarray(temperature, jnp.float32),
+  )

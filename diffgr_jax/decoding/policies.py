@@ -1,0 +1,214 @@
+"""Unmasking policies: which MASK positions are committed at a step.
+
+A policy answers two questions, both without knowing the model or the decoder:
+
+    priority   how urgent is each position?              from `Stats`, computed once from the logits
+    takes      does the position of rank r go now?       from its priority, its rank, and the step's quota
+
+    confidence  .9  .2  .6  .4         Confidence, quota 2:  ranks 0 and 2 -> positions 0 and 2
+    rank         0   3   1   2         Threshold(0.5):       best, and all above 0.5 -> positions 0 and 2
+    commit       x   .   x   .
+
+The quota is the row's own: its masked positions spread evenly over the steps that are left (rounded up). `takes` must
+not skip a rank (a position never goes before a more urgent one), and it works element by element, so the same policy
+serves a decoder that commits a whole step at once (`commit_together`) and one that commits position after position
+(`constraint.commit_in_turn`). A new policy is ten lines:
+
+    @dataclass(frozen=True)
+    class LeftToRight:
+      def priority(self, stats, row_keys):
+        return -jnp.broadcast_to(jnp.arange(stats.confidence.shape[1], dtype=jnp.float32), stats.confidence.shape)
+
+      def takes(self, priority, rank, quota):
+        return rank < quota
+
+The statistics are those of the model's distribution at temperature 1, restricted to the tokens that are allowed, also
+when tokens are sampled at another temperature: temperature changes what is committed, not how sure the model is.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+@struct.dataclass
+class Stats:
+  """How sure the model is at each position."""
+
+  confidence: Float[Array, "B L"]  # probability of the most likely token
+  margin: Float[Array, "B L"]  # that, minus the probability of the second most likely
+  entropy: Float[Array, "B L"]  # in nats
+
+
+@struct.dataclass
+class Budget:
+  """How many positions a step may and must commit, per row."""
+
+  quota: Int[Array, "B"]  # what the schedule asks for
+  floor: Int[Array, "B"]  # committed whatever the policy says: all that is left at the last step, otherwise 0
+  spare: Int[Array, "B"]  # earlier commitments that may be reopened; each is paid for by one more commitment
+
+
+@struct.dataclass
+class Commits:
+  """What one step writes into the canvas."""
+
+  chosen: Bool[Array, "B L"]
+  tokens: Int[Array, "B L"]  # read where chosen
+  confidence: Float[Array, "B L"]  # probability of that token, read where chosen
+  extra: Int[Array, "B"]  # how many of the chosen pay for positions that are to be reopened
+
+
+@runtime_checkable
+class Policy(Protocol):
+  """Chooses the masked positions to commit at one step."""
+
+  def priority(self, stats: Stats, row_keys: Key[Array, "B"]) -> Float[Array, "B L"]:
+    """Returns the urgency of each position: the highest masked one goes first, the leftmost among equals."""
+    ...
+
+  def takes(
+    self, priority: Float[Array, "B L"], rank: Int[Array, "B L"], quota: Int[Array, "B 1"]
+  ) -> Bool[Array, "B L"]:
+    """Returns whether a position with this priority and rank (0: most urgent) is committed now."""
+    ...
+
+
+@dataclass(frozen=True)
+class Random:
+  """Commits `quota` positions drawn uniformly, from the row's own key (the ancestral sampler of masked diffusion)."""
+
+  def priority(self, stats, row_keys):
+    length = stats.confidence.shape[1]
+    return jax.vmap(lambda key: jax.random.uniform(key, (length,)))(row_keys)
+
+  def takes(self, priority, rank, quota):
+    return rank < quota
+
+
+@dataclass(frozen=True)
+class Confidence:
+  """Commits the `quota` positions whose most likely token is most probable (MaskGIT, arXiv 2202.04200; LLaDA)."""
+
+  def priority(self, stats, row_keys):
+    return stats.confidence
+
+  def takes(self, priority, rank, quota):
+    return rank < quota
+
+
+@dataclass(frozen=True)
+class Margin:
+  """Commits the `quota` positions with the largest gap between their two best tokens (arXiv 2502.06768)."""
+
+  def priority(self, stats, row_keys):
+    return stats.margin
+
+  def takes(self, priority, rank, quota):
+    return rank < quota
+
+
+@dataclass(frozen=True)
+class Entropy:
+  """Commits the `quota` positions of least entropy (an option of Dream, arXiv 2508.15487)."""
+
+  def priority(self, stats, row_keys):
+    return -stats.entropy
+
+  def takes(self, priority, rank, quota):
+    return rank < quota
+
+
+@dataclass(frozen=True)
+class Threshold:
+  """Commits every position above `tau`, and always the most confident one (Fast-dLLM, arXiv 2505.22618).
+
+  It needs no schedule: easy rows take few steps. The comparison is strict, so that tau = 1 commits one position a step
+  even where the float32 softmax saturates at 1.
+  """
+
+  tau: float
+
+  def __post_init__(self):
+    if not 0.0 < self.tau <= 1.0:
+      raise ValueError(f"Threshold.tau is {self.tau}; it must be a probability in (0, 1]")
+
+  def priority(self, stats, row_keys):
+    return stats.confidence
+
+  def takes(self, priority, rank, quota):
+    return (rank == 0) | (priority > self.tau)
+
+
+POLICIES = {
+  "random": Random, "confidence": Confidence, "margin": Margin, "entropy": Entropy, "threshold": Threshold,
+}  # fmt: skip
+
+
+def make_policy(name: str, threshold: float) -> Policy:
+  """Builds the policy that a config or flag names; `threshold` is read by the threshold policy alone.
+
+  Raises:
+    ValueError: an unknown name, or a threshold outside (0, 1].
+  """
+  if name not in POLICIES:
+    raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {name!r}")
+  return Threshold(threshold) if name == "threshold" else POLICIES[name]()
+
+
+def position_stats(log_probs: Float[Array, "B L V"]) -> Stats:
+  """Computes what policies look at. Tokens at -inf count as absent; a position with one token left has entropy 0."""
+  probs = jnp.exp(log_probs)
+  best = jnp.argmax(log_probs, axis=-1, keepdims=True)
+  confidence = probs.max(axis=-1)
+  is_best = jax.lax.broadcasted_iota(best.dtype, probs.shape, 2) == best
+  second = jnp.where(is_best, 0.0, probs).max(axis=-1)
+  entropy = -jnp.where(probs > 0, probs * log_probs, 0.0).sum(axis=-1)
+  return Stats(confidence, confidence - second, entropy)
+
+
+def even_quota(masked: Int[Array, "B"], steps_left: Int[Array, ""]) -> Int[Array, "B"]:
+  """Spreads a row's masked positions evenly over the steps left, this one included: ceil(masked / steps_left)."""
+  return -(-masked // jnp.maximum(steps_left, 1))
+
+
+def rank_positions(priority: Float[Array, "B L"], among: Bool[Array, "B L"]) -> Int[Array, "B L"]:
+  """Ranks the positions of `among` by falling priority (0: highest, leftmost among equals); others come after them."""
+  order = jnp.lexsort((-priority, ~among), axis=-1)  # stable, last key first
+  return jnp.argsort(order, axis=-1)
+
+
+def commit_together(
+  log_probs: Float[Array, "B L V"],
+  scores: Float[Array, "B L V"],
+  masked: Bool[Array, "B L"],
+  row_keys: Key[Array, "B"],
+  budget: Budget,
+  policy: Policy,
+) -> tuple[Commits, Stats]:
+  """Commits every position that the policy takes at once, each with the token of highest score.
+
+  Args:
+    log_probs: the model's distribution over the tokens that are not banned (-inf: banned).
+    scores: what the token is chosen by: `log_probs`, or the same with temperature and Gumbel noise.
+    masked: positions that hold MASK.
+    row_keys: one key a row, for policies that draw.
+    budget: quota, floor and spare of each row.
+    policy: chooses the positions.
+
+  Returns:
+    What to write, and the statistics that the policy saw.
+  """
+  stats = position_stats(log_probs)
+  priority = policy.priority(stats, row_keys)
+  rank = rank_positions(priority, masked)
+  taken = policy.takes(priority, rank, budget.quota[:, None]) | (rank < budget.floor[:, None])
+  base = jnp.sum(taken & masked, axis=-1)
+  extra = jnp.minimum(budget.spare, masked.sum(axis=-1) - base)
+  tokens = jnp.argmax(scores, axis=-1)
+  confidence = jnp.exp(jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0])
+  return Commits(masked & (rank < (base + extra)[:, None]), tokens, confidence, extra), stats

@@ -1,0 +1,140 @@
+"""One-pass scoring: one forward pass on the all-masked canvas ranks every document.
+
+    log_probs  [B, L, V]   log p(token v at position l | prompt), every canvas position masked
+    codes      [N, L]      the DocIDs that exist
+    score[b, n] = sum over the positions l that count of log_probs[b, l, codes[n, l]]
+
+A DocID's tokens and its EOS count, the PAD after them does not (`scored` says which). The gather runs over chunks of
+documents, so that no array has the size B x N x L; the result has size B x N. Source: the one-pass retriever of
+arXiv 2610.08716, which ranks at depth as well as decoding does, at the price of one forward pass.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
+
+CHUNK = 4096  # documents gathered at once: B x CHUNK x L floats
+
+
+def score_documents(
+  log_probs: Float[Array, "B L V"],
+  codes: Int[Array, "N L"],
+  scored: Bool[Array, "N L"],
+  chunk: int = CHUNK,
+) -> Float[Array, "B N"]:
+  """Sums each document's log-probabilities over the positions that count.
+
+  Args:
+    log_probs: log p(token) at every position of the canvas.
+    codes: the DocID index.
+    scored: the positions of a DocID that count.
+    chunk: documents per gather; bounds memory, does not change the result.
+
+  Returns:
+    Scores, in nats; -inf for a document with a token of probability 0 (a banned one).
+
+  Raises:
+    ValueError: chunk below 1, or a canvas of another length than the DocIDs.
+  """
+  documents, length = codes.shape
+  if chunk < 1:
+    raise ValueError(f"chunk is {chunk}; it must be at least 1 document")
+  if log_probs.shape[1] != length:
+    raise ValueError(f"log_probs has {log_probs.shape[1]} positions, codes {length}; they must be equal")
+  chunk = min(chunk, documents)
+  missing = -documents % chunk  # documents that fill the last chunk: nothing of them counts
+  padded = jnp.pad(codes, ((0, missing), (0, 0))).reshape(-1, chunk, length)
+  counts = jnp.pad(scored, ((0, missing), (0, 0))).reshape(-1, chunk, length)
+  log_probs_LxVxB = jnp.transpose(log_probs, (1, 2, 0))  # rows last: one contiguous vector for each code
+  positions = jnp.arange(length)[None]
+
+  def score_chunk(piece):
+    codes_CxL, counts_CxL = piece
+    gathered_CxLxB = log_probs_LxVxB[positions, codes_CxL]
+    return jnp.where(counts_CxL[..., None], gathered_CxLxB, 0.0).sum(axis=1)
+
+  scores_NxB = jax.lax.map(score_chunk, (padded, counts)).reshape(-1, log_probs.shape[0])
+  return scores_NxB[:documents].T
+
+
+def top_documents(scores: Float[Array, "B N"], k: int) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
+  """Picks the k best documents of each row, best first; among equal scores the lower index goes first.
+
+  Raises:
+    ValueError: k below 1 or above the number of documents.
+  """
+  if not 1 <= k <= scores.shape[1]:
+    raise ValueError(f"k is {k}; it must be in 1..{scores.shape[1]} (the number of documents)")
+  best, index = jax.lax.top_k(scores, k)
+  return index, best
+
+
+def one_pass_log_probs(
+  params: Params,
+  prompt: Int[Array, "B P"],
+  banned: Bool[Array, "V"],
+  *,
+  denoise: Denoiser,
+  mask_id: int,
+  length: int,
+) -> Float[Array, "B L V"]:
+  """Runs the model once on the all-masked canvas of `length` positions; -inf for MASK and the banned tokens."""
+  canvas = jnp.full((prompt.shape[0], length), mask_id, jnp.int32)
+  return log_probabilities(denoise(params, prompt, canvas), banned.at[mask_id].set(True))
+
+
+@functools.partial(jax.jit, static_argnames=("denoise", "mask_id", "chunk"))
+def one_pass_scores(
+  params: Params,
+  prompt: Int[Array, "B P"],
+  codes: Int[Array, "N L"],
+  scored: Bool[Array, "N L"],
+  banned: Bool[Array, "V"],
+  *,
+  denoise: Denoiser,
+  mask_id: int,
+  chunk: int = CHUNK,
+) -> Float[Array, "B N"]:
+  """Scores every document for each prompt with one forward pass; arguments as in `one_pass_retrieve`."""
+  log_probs = one_pass_log_probs(params, prompt, banned, denoise=denoise, mask_id=mask_id, length=codes.shape[1])
+  return score_documents(log_probs, codes, scored, chunk)
+
+
+@functools.partial(jax.jit, static_argnames=("denoise", "mask_id", "k", "chunk"))
+def one_pass_retrieve(
+  params: Params,
+  prompt: Int[Array, "B P"],
+  codes: Int[Array, "N L"],
+  scored: Bool[Array, "N L"],
+  banned: Bool[Array, "V"],
+  *,
+  denoise: Denoiser,
+  mask_id: int,
+  k: int,
+  chunk: int = CHUNK,
+) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
+  """Ranks the documents of the index for each prompt with one forward pass.
+
+  Args:
+    params: the model's parameters.
+    prompt: the queries.
+    codes: the DocID index.
+    scored: the positions of a DocID that count.
+    banned: tokens that are never produced.
+    denoise: the model; pass the same function object each time, another one compiles anew.
+    mask_id: the id of MASK.
+    k: how many documents to return.
+    chunk: documents per gather (see `score_documents`).
+
+  Returns:
+    Row indices into `codes` and their scores in nats, best first.
+
+  Raises:
+    ValueError: k outside 1..N, chunk below 1.
+  """
+  scores = one_pass_scores(params, prompt, codes, scored, banned, denoise=denoise, mask_id=mask_id, chunk=chunk)
+  return top_documents(scores, k)

@@ -1,0 +1,89 @@
+"""Linguistic DocIDs: a document is called by the tokens of its title.
+
+    "Kafka"        _kafka  EOS    PAD  PAD  PAD      the first document of that title
+    "Kafka"        _kafka  _(     2    )    EOS      the second: its ordinal, in corpus order, is appended
+
+Two documents meet in one identifier when their titles are equal, or become so once normalised or cut to the canvas. The
+first keeps it; the others are told apart by ` (2)`, ` (3)` ..., the title cut as far as the ordinal needs. An ordinal
+whose identifier is already some document's own title (`Kafka (2)`) is passed over.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffgr_jax.data.records import Document
+from diffgr_jax.data.vocab import Vocabulary
+from diffgr_jax.docid.index import DocIdIndex
+
+Tokens = tuple[int, ...]
+
+
+def build_linguistic_index(
+  documents: Sequence[Document], vocab: Vocabulary, max_length: int | None = None
+) -> DocIdIndex:
+  """Builds the index of a corpus; its rows are all distinct.
+
+  Args:
+    documents: the corpus, in order.
+    vocab: what encodes the titles.
+    max_length: the longest canvas allowed, EOS included; longer titles are cut. None: what the longest title needs.
+
+  Raises:
+    ValueError: no documents, or a `max_length` that leaves no room for a token, or for the ordinals needed.
+  """
+  if not documents:
+    raise ValueError("cannot build a DocID index of no documents")
+  if max_length is not None and max_length < 2:
+    raise ValueError(f"max_length {max_length} leaves no room for a token and EOS; it must be at least 2")
+  titles = [tuple(tokens) for tokens in vocab.encode_many([document.title for document in documents])]
+  room = max(map(len, titles)) if max_length is None else min(max(map(len, titles)), max_length - 1)
+  most = None if max_length is None else max_length - 1
+  names, told_apart = _distinct_names([title[:room] for title in titles], vocab, room, most)
+  length = max(room, *map(len, names)) + 1
+  codes = np.full((len(names), length), vocab.pad_id, np.int32)
+  for row, name in zip(codes, names, strict=True):
+    row[: len(name)] = name
+    row[len(name)] = vocab.eos_id
+  return DocIdIndex(
+    codes=codes,
+    doc_ids=tuple(document.doc_id for document in documents),
+    titles=tuple(document.title for document in documents),
+    eos_id=vocab.eos_id,
+    pad_id=vocab.pad_id,
+    told_apart=told_apart,
+  )
+
+
+def _distinct_names(names: list[Tokens], vocab: Vocabulary, room: int, most: int | None) -> tuple[list[Tokens], int]:
+  """Returns names with no two alike, and how many got an ordinal.
+
+  Args:
+    names: the titles' tokens, at most `room` each.
+    vocab: encodes ordinals.
+    room: the length that titles and ordinals share; an ordinal longer than that by itself takes up to `most`.
+    most: the longest name allowed; None: any.
+  """
+  owner: dict[Tokens, int] = {}
+  for row, name in enumerate(names):
+    owner.setdefault(name, row)  # every title that stands alone keeps its name, whatever comes before it
+  taken = set(owner)
+  next_ordinal: dict[Tokens, int] = {}
+  distinct = list(names)
+  for row, name in enumerate(names):
+    if owner[name] == row:
+      continue
+    number, candidate = next_ordinal.get(name, 2), name
+    while candidate in taken:
+      ordinal = tuple(vocab.encode(f"({number})"))
+      if most is not None and len(ordinal) > most:
+        raise ValueError(
+          f"max_length {most + 1} is too short to tell apart the documents called {vocab.decode(name)!r}; "
+          f"it must be at least {len(ordinal) + 1}"
+        )
+      candidate = name[: max(0, room - len(ordinal))] + ordinal
+      number += 1
+    next_ordinal[name] = number
+    taken.add(candidate)
+    distinct[row] = candidate
+  return distinct, sum(owner[name] != row for row, name in enumerate(names))

@@ -1,0 +1,173 @@
+"""Retrieval with a trained denoiser: every query is ranked by each decoding, and the rankings become metrics.
+
+    one_pass        one forward on the all-masked canvas; every document scored by a gather over the code matrix
+    constrained     T-step denoising that never leaves the set of DocIDs that exist; one document a query
+    free            T-step denoising without the constraint; the DocID may name no document (invalid)
+
+A decoding that generates one DocID ranks one document: it has Hit@1, and its Hit@10 would say nothing more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import functools
+import time
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffgr_jax.data.pipeline import encode_prompts
+from diffgr_jax.data.records import Collection, Query
+from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas, forwards_per_row
+from diffgr_jax.decoding.constraint import matching_documents
+from diffgr_jax.decoding.policies import make_policy
+from diffgr_jax.decoding.scoring import one_pass_scores
+from diffgr_jax.docid.index import DocIdIndex
+from diffgr_jax.evaluation.retrieval import (
+  Placements,
+  invalid_rate,
+  join_placements,
+  means,
+  place_in_ranking,
+  place_in_scores,
+  retrieval_metrics,
+  shared_identifiers,
+)
+from diffgr_jax.training.run import Run
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Method:
+  """One way of answering a query."""
+
+  name: str
+  steps: int = 1  # forward passes, at most
+  options: DecodeOptions | None = None  # None: one-pass scoring
+  constrained: bool = False
+
+
+@dataclass(frozen=True)
+class Judged:
+  """Queries as document indices of one index."""
+
+  texts: list[str]
+  relevant: list[list[int]]
+  grades: list[list[int]]
+
+
+def methods_of(config: Any, mask_id: int) -> tuple[Method, ...]:
+  """The decodings that a config asks for: one-pass, and T steps with and without the constraint."""
+  policy = make_policy(config.policy, config.threshold)
+  options = DecodeOptions(policy=policy, mask_id=mask_id, remask=config.remask)
+  steps = config.decode_steps
+  return (
+    Method("one-pass"),
+    Method(f"{config.policy}, {steps} steps, constrained", steps, options, constrained=True),
+    Method(f"{config.policy}, {steps} steps, free", steps, options),
+  )
+
+
+def judge(queries: Sequence[Query], index: DocIdIndex) -> Judged:
+  """Looks the relevant documents up.
+
+  Raises:
+    ValueError: a query whose document the index does not have.
+  """
+  place = {doc_id: i for i, doc_id in enumerate(index.doc_ids)}
+  judged = Judged([], [], [])
+  for query in queries:
+    if missing := [doc_id for doc_id in query.doc_ids if doc_id not in place]:
+      raise ValueError(f"query {query.query_id} names document {missing[0]}, which the index does not have")
+    judged.texts.append(query.query)
+    judged.relevant.append([place[doc_id] for doc_id in query.doc_ids])
+    judged.grades.append(list(query.grades) or [1] * len(query.doc_ids))
+  return judged
+
+
+def evaluate_method(
+  run: Run, params: Any, method: Method, judged: Judged, index: DocIdIndex
+) -> tuple[Metrics, dict[str, np.ndarray]]:
+  """Ranks and measures all queries with one decoding.
+
+  Returns:
+    Means, with forwards per query and queries/s (compilation apart), and the metrics of each query.
+  """
+  batch = run.config.eval_batch_size
+  prompts = encode_prompts(judged.texts, run.vocab, run.config.prompt_length)
+  codes, scored = jnp.asarray(index.codes), jnp.asarray(index.scored)
+  same_as = shared_identifiers(np.where(index.scored, index.codes, -1))
+  if method.options is None:
+    answer = functools.partial(_place_one_pass, run, params, codes, scored, same_as)
+  else:
+    answer = functools.partial(_place_generated, run, params, codes, scored, method)
+
+  parts: list[Placements] = []
+  exists, forwards = [], []
+  answer(_rows(prompts, 0, batch), judged, slice(0, 1))  # compiles
+  began = time.perf_counter()
+  for start in range(0, len(prompts), batch):
+    part, valid, spent = answer(_rows(prompts, start, batch), judged, slice(start, min(start + batch, len(prompts))))
+    parts.append(part)
+    exists.append(valid)
+    forwards.append(spent)
+  seconds = time.perf_counter() - began
+
+  per_query = retrieval_metrics(join_placements(parts))
+  if method.options is not None:  # one document a query: only its first place means anything
+    per_query = {name: values for name, values in per_query.items() if name == "Hit@1"}
+  figures = means(per_query)
+  if method.options is not None and not method.constrained:
+    figures["invalid"] = invalid_rate(np.concatenate(exists))
+  figures |= {
+    "forwards": float(np.concatenate(forwards).mean()),
+    "queries/s": len(prompts) / seconds,
+    "queries": len(prompts),
+  }
+  return figures, per_query
+
+
+def quick_metrics(run: Run, params: Any, collection: Collection, limit: int = 512) -> Metrics:
+  """One-pass Hit@1 and MRR@100 on the first validation queries, to watch a run; nothing where there are none."""
+  queries = [collection.queries["valid"][i] for i in range(min(limit, len(collection.queries.get("valid", ()))))]
+  if not queries:
+    return {}
+  figures, _ = evaluate_method(run, params, Method("one-pass"), judge(queries, run.index), run.index)
+  return {f"valid {name}": figures[name] for name in ("Hit@1", "MRR@100")}
+
+
+def _rows(prompts: np.ndarray, start: int, batch: int) -> np.ndarray:
+  """A batch of fixed size: the last one is filled up with its own last row."""
+  rows = prompts[start : start + batch]
+  return np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows), axis=0)])
+
+
+def _place_one_pass(run, params, codes, scored, same_as, prompts, judged, which):
+  scores = one_pass_scores(
+    params, jnp.asarray(prompts), codes, scored, run.banned, denoise=run.denoiser, mask_id=run.vocab.mask_id
+  )
+  count = which.stop - which.start
+  part = place_in_scores(np.asarray(scores)[:count], judged.relevant[which], judged.grades[which], same_as)
+  return part, np.ones(count, bool), np.ones(count)
+
+
+def _place_generated(run, params, codes, scored, method, prompts, judged, which):
+  state = decode_canvas(
+    params,
+    prompts,
+    np.full((len(prompts), codes.shape[1]), run.vocab.mask_id, np.int32),
+    np.arange(which.start, which.start + len(prompts)),
+    run.banned,
+    denoise=run.denoiser,
+    options=method.options,
+    steps=method.steps,
+    codes=codes if method.constrained else None,
+  )
+  count = which.stop - which.start
+  matches = np.asarray(matching_documents(state.canvas, codes, scored))[:count]
+  # Every document with this DocID is listed with the same score: they tie, as collisions should.
+  order = np.argsort(~matches, axis=1, kind="stable")[:, : max(int(matches.sum(axis=1).max(initial=0)), 1)]
+  listed = np.where(np.take_along_axis(matches, order, axis=1), order, -1)
+  part = place_in_ranking(listed, np.zeros(listed.shape), judged.relevant[which], judged.grades[which])
+  return part, matches.any(axis=1), np.asarray(forwards_per_row(state))[:count]

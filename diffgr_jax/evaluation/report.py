@@ -1,0 +1,188 @@
+"""The evaluation of a run as one record: every decoding, BM25 and LSA on the same queries, saved as results.json."""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from diffgr_jax.data.folder.reader import read_corpus, read_queries
+from diffgr_jax.data.pipeline import encode_prompts
+from diffgr_jax.data.records import Document, Query
+from diffgr_jax.diffusion.corruption import ExactCount
+from diffgr_jax.docid.index import DocIdIndex
+from diffgr_jax.docid.linguistic import build_linguistic_index
+from diffgr_jax.evaluation.baselines import bm25, lsa
+from diffgr_jax.evaluation.generative import Judged, Metrics, evaluate_method, judge, methods_of
+from diffgr_jax.evaluation.likelihood import estimate_nll
+from diffgr_jax.evaluation.retrieval import (
+  Placements,
+  format_table,
+  means,
+  paired_bootstrap,
+  place_in_ranking,
+  results_record,
+  retrieval_metrics,
+)
+from diffgr_jax.training.run import Run, load_data
+
+_NLL_QUERIES, _NLL_SAMPLES = 256, 16
+
+
+def evaluate_run(
+  run: Run,
+  params: Any,
+  *,
+  step: int,
+  out: Path,
+  queries_file: str | None = None,
+  corpus_file: str | None = None,
+) -> dict[str, Any]:
+  """Measures a checkpoint and writes the record.
+
+  Args:
+    run: what the weights were trained with.
+    params: the weights.
+    step: of the checkpoint.
+    out: where the record goes, as JSON.
+    queries_file: queries of the folder format to ask instead of the config's splits.
+    corpus_file: documents of the folder format to index instead of the run's own.
+
+  Raises:
+    ValueError, BadRow: bad rows, or a query whose document the index does not have.
+  """
+  collection = None if queries_file and corpus_file else load_data(run.config, run.workdir)
+  if corpus_file:
+    documents: Sequence[Document] = read_corpus(corpus_file, run.config.on_bad_row)[0]
+    index = build_linguistic_index(documents, run.vocab, run.index.canvas_length)
+  else:
+    assert collection is not None
+    documents, index = collection.documents, run.index
+  if queries_file:
+    splits: Mapping[str, Sequence[Query]] = {
+      Path(queries_file).stem: read_queries(queries_file, run.config.on_bad_row)[0]
+    }
+  else:
+    assert collection is not None
+    splits = {name: collection.queries[name] for name in _split_names(run, list(collection.queries))}
+
+  metrics = {
+    name: _evaluate_split(run, params, judge(queries, index), documents, index, name)
+    for name, queries in splits.items()
+    if len(queries)
+  }
+  record = results_record(
+    command=_command(),
+    status="measured",
+    seeds={"training": run.config.seed, "bootstrap": 0},
+    metrics=metrics,
+    settings={
+      "dataset": run.config.dataset,
+      "documents": len(documents),
+      "collection": collection.fingerprint if collection else None,
+      "canvas_length": index.canvas_length,
+      "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+      "step": step,
+      "examples": step * run.config.batch_size,
+      "training_minutes": training_minutes(run.workdir),
+      "batch_size": run.config.eval_batch_size,
+    },
+  )
+  out.parent.mkdir(parents=True, exist_ok=True)
+  out.write_text(json.dumps(record, indent=1), encoding="utf-8")
+  return record
+
+
+def print_report(record: Mapping[str, Any], out: Path) -> None:
+  """Prints the record as one table per split."""
+  settings = record["settings"]
+  minutes = settings["training_minutes"]
+  print(
+    f"\n{settings['dataset']}: {settings['documents']} documents, {settings['parameters'] / 1e6:.1f}M parameters,"
+    f" step {settings['step']} ({settings['examples']} examples"
+    + (f", {minutes:.1f} minutes of training)" if minutes is not None else ")")
+  )
+  for split, methods in record["metrics"].items():
+    columns = [{"method": name} | {k: v for k, v in row.items() if k != "queries"} for name, row in methods.items()]
+    queries = next(iter(methods.values()))["queries"]
+    print(f"\n{split} ({queries} queries)\n{format_table(columns, markdown=False)}")
+  print(f"\nresults: {out}")
+
+
+def training_minutes(workdir: Path) -> float | None:
+  """Wall time of the training steps, resumed runs added up; None where no metrics were kept."""
+  path = workdir / "metrics.jsonl"
+  if not path.exists():
+    return None
+  seconds = [json.loads(line).get("seconds") for line in path.read_text(encoding="utf-8").splitlines()]
+  seconds = [value for value in seconds if value is not None]
+  return seconds[-1] / 60 if seconds else None
+
+
+def _split_names(run: Run, present: list[str]) -> list[str]:
+  """The splits of the config, or every split but the training queries."""
+  wanted = list(run.config.eval_splits) or [name for name in present if name != "train"]
+  if missing := [name for name in wanted if name not in present]:
+    raise ValueError(f"config.eval_splits names {missing[0]!r}; the data has {', '.join(present) or 'no queries'}")
+  return wanted
+
+
+def _evaluate_split(
+  run: Run, params: Any, judged: Judged, documents: Sequence[Document], index: DocIdIndex, name: str
+) -> dict[str, Metrics]:
+  """Every method's figures on one split, each with its paired difference to BM25."""
+  titles, texts = [document.title for document in documents], [document.text for document in documents]
+  rows: dict[str, Metrics] = {}
+  per_query = {}
+  methods = methods_of(run.config, run.vocab.mask_id)
+  with tqdm(total=2 + len(methods), desc=f"evaluating {name}", leave=False, delay=5) as progress:
+    for label, baseline in (("BM25", bm25), ("LSA", lsa)):
+      ranking = baseline(titles, texts, judged.texts)
+      placements: Placements = place_in_ranking(ranking.indices, ranking.scores, judged.relevant, judged.grades)
+      per_query[label] = retrieval_metrics(placements)
+      rows[label] = means(per_query[label]) | {
+        "queries/s": len(judged.texts) / ranking.query_seconds,
+        "queries": len(judged.texts),
+      }
+      progress.update()
+    for method in methods:
+      rows[method.name], per_query[method.name] = evaluate_method(run, params, method, judged, index)
+      progress.update()
+  for label, figures in rows.items():
+    if label != "BM25":
+      interval = paired_bootstrap(per_query[label]["Hit@1"], per_query["BM25"]["Hit@1"], seed=0)
+      figures |= {"Hit@1 - BM25 low": interval.low, "Hit@1 - BM25 high": interval.high}
+  rows[methods[0].name]["NELBO"] = _nelbo(run, params, judged, index)
+  return rows
+
+
+def _nelbo(run: Run, params: Any, judged: Judged, index: DocIdIndex) -> float:
+  """Mean bound on -log p(DocID | query) in nats per DocID, of the first queries and their first document."""
+  texts, documents = judged.texts[:_NLL_QUERIES], [rows[0] for rows in judged.relevant[:_NLL_QUERIES]]
+  docid = jnp.asarray(index.codes[documents])
+  estimate = estimate_nll(
+    params,
+    jnp.asarray(encode_prompts(texts, run.vocab, run.config.prompt_length)),
+    docid,
+    jnp.ones(docid.shape, bool),
+    jax.random.key(0),
+    denoise=run.denoiser,
+    process=ExactCount(),
+    mask_id=run.vocab.mask_id,
+    banned=run.banned,
+    samples=_NLL_SAMPLES,
+    chunk=4,
+  )
+  return float(np.mean(estimate.mean))
+
+
+def _command() -> str:
+  """The command as it was typed, with the module in place of its file."""
+  module = Path(sys.argv[0])
+  name = f"python -m {module.parent.name}.{module.stem}" if module.parent.name == "diffgr_jax" else module.name
+  return " ".join([name, *sys.argv[1:]])

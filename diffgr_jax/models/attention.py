@@ -1,0 +1,106 @@
+"""Attention: who may see whom (the four patterns), and the reference computation.
+
+A pattern is a rule over two token layouts, never a stored matrix, so that the same rule serves training, decoding
+against a cache (queries and keys differ) and a kernel that skips empty tiles. With block size 2 (rows ask):
+
+    causal      bidirectional   block_causal    two_stream on [x_t | x_0]
+    1 . . .     1 1 1 1         1 1 . .         x_t:  1 1 . . | . . . .   a noisy block sees itself
+    1 1 . .     1 1 1 1         1 1 . .               1 1 . . | . . . .
+    1 1 1 .     1 1 1 1         1 1 1 1               . . 1 1 | 1 1 . .   and every CLEAN block before it
+    1 1 1 1     1 1 1 1         1 1 1 1               . . 1 1 | 1 1 . .
+                                                x_0:  . . . . | 1 1 . .   the clean stream is block-causal
+                                                      . . . . | 1 1 . .
+                                                      . . . . | 1 1 1 1
+                                                      . . . . | 1 1 1 1
+
+Block diffusion and its two-stream training mask: BD3-LM (arXiv 2503.09573).
+"""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from diffgr_jax.models.config import PATTERNS
+
+
+@struct.dataclass
+class Layout:
+  """Where every token of a sequence stands.
+
+  position: index in the unpadded sequence; blocks are aligned to position 0. The two streams repeat it.
+  segment: which packed document the token belongs to, from 1; 0 is padding, which nothing valid sees.
+  noisy: True on the x_t half of a two-stream sequence; ignored by the other patterns.
+  """
+
+  position: Int[Array, "B T"]
+  segment: Int[Array, "B T"]
+  noisy: Bool[Array, "B T"]
+
+
+def padded_layout(valid: Bool[Array, "B T"]) -> Layout:
+  """One document a row; positions count valid tokens only, so left padding moves nothing."""
+  position = jnp.maximum(jnp.cumsum(valid, axis=-1) - 1, 0)
+  return Layout(position.astype(jnp.int32), valid.astype(jnp.int32), jnp.zeros_like(valid))
+
+
+def two_stream_layout(clean: Layout) -> Layout:
+  """Doubles the layout of x_0 into that of [x_t ; x_0]: same positions and segments, first half noisy."""
+  twice = lambda x: jnp.concatenate([x, x], axis=-1)
+  noisy = jnp.concatenate([jnp.ones_like(clean.noisy), jnp.zeros_like(clean.noisy)], axis=-1)
+  return Layout(twice(clean.position), twice(clean.segment), noisy)
+
+
+def attention_mask(pattern: str, query: Layout, key: Layout, block_size: int = 1) -> Bool[Array, "B Q K"]:
+  """Which keys each query may attend to.
+
+  Args:
+    pattern: causal, bidirectional, block_causal or two_stream.
+    query: layout of the asking tokens.
+    key: layout of the answering tokens (the same as `query` without a cache).
+    block_size: tokens a block, for block_causal and two_stream.
+
+  Returns:
+    True where attention is allowed. Rows of padding queries see the padding, so that no softmax is empty.
+
+  Raises:
+    ValueError: unknown pattern, or a block size below 1.
+  """
+  if block_size < 1:
+    raise ValueError(f"block_size is at least 1, not {block_size}")
+  q_position, k_position = query.position[:, :, None], key.position[:, None, :]
+  same_document = query.segment[:, :, None] == key.segment[:, None, :]
+  q_block, k_block = q_position // block_size, k_position // block_size
+  if pattern == "bidirectional":
+    return same_document
+  if pattern == "causal":
+    return same_document & (k_position <= q_position)
+  if pattern == "block_causal":
+    return same_document & (k_block <= q_block)
+  if pattern == "two_stream":
+    q_noisy, k_noisy = query.noisy[:, :, None], key.noisy[:, None, :]
+    own_noisy_block = q_noisy & k_noisy & (k_block == q_block)
+    clean_blocks_before = q_noisy & ~k_noisy & (k_block < q_block)
+    clean_on_clean = ~q_noisy & ~k_noisy & (k_block <= q_block)
+    return same_document & (own_noisy_block | clean_blocks_before | clean_on_clean)
+  raise ValueError(f"attention pattern is one of {', '.join(PATTERNS)}, not {pattern!r}")
+
+
+def rope(x: Float[Array, "B T H K"], position: Int[Array, "B T"], theta: float) -> Float[Array, "B T H K"]:
+  """Rotary position embedding, half-split ("rotate half") layout, angles in float32 (RoFormer, arXiv 2104.09864)."""
+  half = x.shape[-1] // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = position.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+
+
+def attend(
+  query: Float[Array, "B Q H K"],
+  key: Float[Array, "B S G K"],
+  value: Float[Array, "B S G K"],
+  mask: Bool[Array, "B Q S"],
+) -> Float[Array, "B Q H K"]:
+  """Reference attention: scaled dot products, float32 softmax, grouped heads (query head h reads group h // (H/G))."""
+  return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, :, :])

@@ -1,0 +1,84 @@
+"""What a transformer is, as plain values: one frozen dataclass describes every family that the project loads.
+
+A config is hashable, so it can be a static argument of `jax.jit`; two equal configs compile once.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+PATTERNS = ("causal", "bidirectional", "block_causal", "two_stream")
+_CHOICES = {
+  "norm": ("rmsnorm", "layernorm"),
+  "norm_position": ("pre", "post"),
+  "mlp": ("swiglu", "gelu"),
+  "position_encoding": ("rope", "learned"),
+  "head": ("linear", "mlm", "none"),
+  "pattern": PATTERNS,
+  "alignment": ("same_position", "shifted"),
+  "remat": ("none", "dots", "full"),
+  "param_dtype": ("float32", "bfloat16"),
+  "compute_dtype": ("float32", "bfloat16"),
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+  """Sizes, parts and precision of one transformer.
+
+  Precision policy: parameters live in `param_dtype`; matmuls and the residual stream run in `compute_dtype`;
+  normalisation statistics, attention softmax, logits, losses and every reduction are float32 whatever the rest is.
+  """
+
+  vocab_size: int  # rows of the embedding, padding rows included
+  d_model: int
+  n_layers: int
+  n_heads: int
+  n_kv_heads: int  # key/value heads; n_heads must be a multiple (grouped-query attention)
+  head_dim: int
+  d_ff: int
+  norm: str = "rmsnorm"  # rmsnorm | layernorm
+  norm_position: str = "pre"  # pre | post (BERT)
+  norm_epsilon: float = 1e-6
+  mlp: str = "swiglu"  # swiglu | gelu (exact, with erf)
+  position_encoding: str = "rope"  # rope | learned
+  rope_theta: float = 10_000.0
+  max_positions: int = 0  # rows of the learned position table; unused with rope
+  token_types: int = 0  # rows of the token-type table; 0: none
+  qkv_bias: bool = False
+  out_bias: bool = False  # on the attention's output projection
+  mlp_bias: bool = False
+  qk_norm: bool = False  # RMSNorm over head_dim on queries and keys, before RoPE
+  tie_embeddings: bool = True
+  head: str = "linear"  # linear | mlm (BERT: dense, gelu, LayerNorm, tied embedding, bias) | none
+  pattern: str = "bidirectional"  # the attention pattern the weights were trained for
+  alignment: str = "same_position"  # same_position: logit i predicts token i | shifted: logit i-1 does
+  remat: str = "none"  # none | dots (keep matmul outputs) | full (keep layer inputs only)
+  param_dtype: str = "float32"
+  compute_dtype: str = "float32"
+
+  def __post_init__(self):
+    for field, allowed in _CHOICES.items():
+      if getattr(self, field) not in allowed:
+        raise ValueError(f"model.{field} is one of {', '.join(allowed)}, not {getattr(self, field)!r}")
+    for field in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
+      if getattr(self, field) < 1:
+        raise ValueError(f"model.{field} is at least 1, not {getattr(self, field)}")
+    if self.n_heads % self.n_kv_heads:
+      raise ValueError(f"model.n_heads ({self.n_heads}) must be a multiple of model.n_kv_heads ({self.n_kv_heads})")
+    if self.position_encoding == "rope" and self.head_dim % 2:
+      raise ValueError(f"model.head_dim must be even for rope, not {self.head_dim}")
+    if self.position_encoding == "learned" and self.max_positions < 1:
+      raise ValueError("model.max_positions must be set when model.position_encoding is 'learned'")
+    if self.head == "mlm" and not self.tie_embeddings:
+      raise ValueError("model.head 'mlm' ties its output to the embedding: set model.tie_embeddings to True")
+
+  def to_dict(self) -> dict:
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, values: dict) -> "TransformerConfig":
+    """Builds a config from plain values; an unknown field is refused by name."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - known):
+      raise ValueError(f"model has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    return cls(**values)

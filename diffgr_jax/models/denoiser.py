@@ -1,0 +1,40 @@
+"""A transformer as the decoders see it: prompt and canvas in, logits of the canvas out.
+
+prompt (left-padded)      canvas
+.  .  BOS q1 q2 SEP   |   M  M  M  M        one bidirectional pass; logits are taken at the canvas only
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffgr_jax.models.attention import padded_layout
+from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.transformer import Params, Transformer, bind
+
+
+@dataclass(frozen=True)
+class CanvasDenoiser:
+  """The bidirectional denoiser of DocID retrieval; equal values hash equal, so decoders compile once for each.
+
+  A `shifted` model (logit i-1 predicts token i) is read one position to the left, beginning at the prompt's last token.
+  """
+
+  config: TransformerConfig
+  pad_id: int
+
+  def features(
+    self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]
+  ) -> tuple[Transformer, Float[Array, "B L D"]]:
+    """The bound model and what its unembedding multiplies at each canvas position (a loss may chunk the vocabulary)."""
+    model = bind(self.config, params)
+    tokens = jnp.concatenate([prompt, canvas], axis=-1)
+    valid = jnp.concatenate([prompt != self.pad_id, jnp.ones_like(canvas, dtype=bool)], axis=-1)
+    hidden = model(tokens, padded_layout(valid), pattern="bidirectional")
+    first = prompt.shape[1] - (self.config.alignment == "shifted")
+    return model, model.output_features(hidden[:, first : first + canvas.shape[1]])
+
+  def __call__(self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+    model, features = self.features(params, prompt, canvas)
+    return model.project(features)

@@ -1,0 +1,108 @@
+"""The DocID stage: a query is a clean prefix, its document's identifier a canvas that the model learns to denoise.
+
+Batch contract (made by data/pipeline.py): `prompt` Int[B, P], left-padded; `docid` Int[B, L], tokens, EOS, then PAD;
+`doc_index` Int[B]. Every canvas position is a target (the model must also say where an identifier ends).
+
+    step:   prepare (draw x_t for the GLOBAL batch)  ->  loss of each microbatch  ->  the parts add up
+
+The loss is the masked-diffusion bound (DiffuGR, arXiv 2511.08150; MDLM, arXiv 2406.07524), and, with
+`document_weight` > 0, a retrieval-aware term beside it: the right document against all others, by the score
+that one-pass retrieval ranks by.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from diffgr_jax.decoding.scoring import score_documents
+from diffgr_jax.diffusion.corruption import Process, draw
+from diffgr_jax.diffusion.cross_entropy import chunked_token_nll, token_nll
+from diffgr_jax.diffusion.objective import document_nll, masked_diffusion_loss
+from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.models.transformer import Params, Transformer
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class DocIdStage:
+  """Loss of the DocID stage; hashable, so that a jitted step takes it as a static argument."""
+
+  denoiser: CanvasDenoiser
+  process: Process
+  mask_id: int
+  valid_size: int  # vocabulary rows in use
+  antithetic: bool = True
+  ce_chunk: int = 0  # vocabulary rows a chunk of the cross-entropy; 0 holds all logits at once
+  document_weight: float = 0.0  # of the document-level softmax
+  document_chunk: int = 4096  # documents scored at a time
+
+  def prepare(self, key: Key[Array, ""], batch: Batch) -> tuple[Batch, Float[Array, ""]]:
+    """Corrupts the global batch; returns it with x_t, corrupted and weight, and its count of target positions."""
+    target = jnp.ones_like(batch["docid"], dtype=bool)
+    drawn = draw(key, self.process, batch["docid"], mask_id=self.mask_id, target=target, antithetic=self.antithetic)
+    return batch | drawn._asdict(), target.sum().astype(jnp.float32)
+
+  def loss(
+    self, params: Params, batch: Batch, index: Batch, target_count: Float[Array, ""], row_count: int
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """Loss of a (micro)batch that `prepare` made. Losses, gradients and metrics of the parts of a batch add up.
+
+    Args:
+      params: the model's parameters.
+      batch: prompt, docid, doc_index, x_t, corrupted, weight.
+      index: `codes` Int[N, L] and `scored` Bool[N, L] of the documents that exist.
+      target_count: target positions of the whole global batch.
+      row_count: rows of the whole global batch.
+    """
+    model, features = self.denoiser.features(params, batch["prompt"], batch["x_t"])
+    if self.document_weight == 0.0 and self.ce_chunk:
+      nll, logits = self._chunked_nll(model, features, batch["docid"]), None
+    else:
+      logits = model.project(features)
+      nll = token_nll(logits, batch["docid"], self.valid_size)
+    loss, sums = masked_diffusion_loss(nll, batch["corrupted"], batch["weight"], target_count)
+    metrics = {"diffusion_loss": loss} | sums
+    if logits is not None and self.document_weight > 0.0:
+      document_loss, hits = self._document_loss(logits, batch, index)
+      loss = loss + self.document_weight * document_loss / row_count
+      metrics |= {"document_loss": document_loss / row_count, "document_hits": hits / row_count}
+    return loss, metrics | {"loss": loss}
+
+  def _chunked_nll(self, model: Transformer, features: Float[Array, "B L D"], docid: Int[Array, "B L"]):
+    matrix, bias = model.unembedding()
+    flat = features.reshape(-1, features.shape[-1])
+    nll = chunked_token_nll(flat, matrix, bias, docid.reshape(-1), self.valid_size, self.ce_chunk)
+    return nll.reshape(docid.shape)
+
+  def _document_loss(
+    self, logits: Float[Array, "B L V"], batch: Batch, index: Batch
+  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sums over rows of -log softmax of the right document, and of whether it comes first.
+
+    A document's score sums log p over the masked positions that it is scored on. Documents that disagree with what
+    the canvas already shows are out: a partly filled canvas asks which of the remaining ones it is.
+    """
+    in_use = jnp.arange(logits.shape[-1]) < self.valid_size
+    log_probs = jax.nn.log_softmax(jnp.where(in_use[None, None, :], logits, -jnp.inf))
+    corrupted = batch["corrupted"]
+    log_probs = jnp.where(corrupted[:, :, None], jnp.maximum(log_probs, -1e4), 0.0)  # finite: 0 * -inf is no gradient
+    scores = score_documents(log_probs, index["codes"], index["scored"], self.document_chunk)
+    scores = jnp.where(_agrees(index["codes"], batch["docid"], ~corrupted), scores, -jnp.inf)
+    right = jnp.take_along_axis(scores, batch["doc_index"][:, None], axis=-1)
+    return document_nll(scores, batch["doc_index"]).sum(), (scores <= right).all(axis=-1).sum().astype(jnp.float32)
+
+
+def _agrees(codes: Int[Array, "N L"], docid: Int[Array, "B L"], visible: Bool[Array, "B L"]) -> Bool[Array, "B N"]:
+  """Which documents carry the row's tokens at every visible position."""
+
+  def one_position(agree, column):
+    code, token, shown = column
+    return agree & (~shown[:, None] | (code[None, :] == token[:, None])), None
+
+  start = jnp.ones((docid.shape[0], codes.shape[0]), bool)
+  agree, _ = jax.lax.scan(one_position, start, (codes.T, docid.T, visible.T))
+  return agree

@@ -1,0 +1,117 @@
+"""The training loop: one for every stage."""
+
+import logging
+from pathlib import Path
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from diffgr_jax.data.pipeline import make_train_iterator
+from diffgr_jax.evaluation.generative import quick_metrics
+from diffgr_jax.parallel.mesh import batch_shards, make_mesh
+from diffgr_jax.parallel.rules import replicated, shard_batch
+from diffgr_jax.training.checkpoint import Checkpoints, abstract_state
+from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite
+from diffgr_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from diffgr_jax.training.options import check_batch, check_config
+from diffgr_jax.training.run import Run, prepare_run
+from diffgr_jax.training.state import TrainState, create_state, state_shardings, train_step
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> tuple[Run, TrainState]:
+  """Trains the config's model in `workdir`, from its last checkpoint where there is one, and watches validation.
+
+  Args:
+    config: see configs/quickstart.py for every field.
+    workdir: takes the data, vocabulary, DocIDs, checkpoints, metrics.
+
+  Returns:
+    The run and its final state.
+
+  Raises:
+    ValueError: a config, a corpus or a mesh that cannot work; one line that names the field.
+    NonFiniteLoss: the loss or its gradient is NaN or infinite; names the step and the last good checkpoint.
+  """
+  workdir = Path(workdir)
+  check_config(config)
+  mesh = make_mesh(config.mesh)
+  check_batch(config, batch_shards(mesh), jax.process_count())
+
+  # --- data, vocabulary, DocIDs ---
+  run, collection = prepare_run(config, workdir)
+  iterator = make_train_iterator(
+    collection,
+    run.vocab,
+    run.index,
+    batch_size=config.batch_size,
+    prompt_length=config.prompt_length,
+    mixture=config.mixture.to_dict(),
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  index = jax.device_put({"codes": run.index.codes, "scored": run.index.scored}, replicated(mesh))
+
+  # --- model, optimizer, state ---
+  schedule = learning_rate_schedule(
+    config.learning_rate,
+    warmup_steps=config.warmup_steps,
+    steps=config.steps,
+    decay=config.lr_decay,
+    final_fraction=config.final_lr_fraction,
+  )
+  optimizer = make_optimizer(
+    schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+  )
+  shardings = state_shardings(run.model, optimizer, mesh, config.rules)
+  state = create_state(run.model, optimizer, shardings, config.seed)
+
+  # --- resume ---
+  checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+  last_saved = checkpoints.latest()
+  if last_saved is not None:
+    state = checkpoints.restore(last_saved, abstract_state(state, shardings), iterator)
+    logging.info("resumed %s at step %d", workdir, last_saved)
+
+  # --- train ---
+  start = int(state.step)
+  writer = MetricWriter(workdir)
+  progress = ProgressBar(start=start, total=config.steps, batch_size=config.batch_size)
+  seed, stage, pending = jnp.int32(config.seed), run.stage, None
+  began = time.monotonic()
+
+  def report(step: int, device_metrics) -> None:
+    metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+    check_finite(step, metrics, last_saved, checkpoints.directory)
+    progress.update(metrics["loss"])
+    if step % config.log_every == 0 or step == config.steps:
+      metrics |= {"learning_rate": float(schedule(step - 1)), "seconds": time.monotonic() - began}
+      writer.write(step, metrics)
+
+  try:
+    for step in range(start + 1, config.steps + 1):
+      batch = shard_batch(next(iterator), mesh)
+      state, metrics = train_step(
+        state, batch, index, seed, stage=stage, optimizer=optimizer, microbatches=config.microbatches
+      )
+      if pending is not None:
+        report(*pending)  # one step late: the device is already at work on this one
+      pending = (step, metrics)
+      at_save = step % config.checkpoint_every == 0 or step == config.steps
+      at_eval = config.eval_every and step % config.eval_every == 0
+      if at_save or at_eval:
+        report(*pending)  # nothing is kept or measured that has not been seen to be finite
+        pending = None
+      if at_eval:
+        writer.write(step, quick_metrics(run, state.params, collection))
+      if at_save:
+        checkpoints.save(step, state, iterator)
+        last_saved = step
+  finally:
+    progress.close()
+    writer.close()
+    checkpoints.wait()
+    checkpoints.close()
+  return run, state

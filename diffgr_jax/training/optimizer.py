@@ -1,0 +1,41 @@
+"""AdamW with warm-up, a decay, and clipping by the global norm (optax)."""
+
+import jax
+import optax
+
+DECAYS = ("cosine", "linear", "constant")
+
+
+def learning_rate_schedule(
+  peak: float, *, warmup_steps: int, steps: int, decay: str = "cosine", final_fraction: float = 0.0
+) -> optax.Schedule:
+  """Linear warm-up from 0 to `peak`, then the decay down to `final_fraction * peak` at `steps`.
+
+  Raises:
+    ValueError: an unknown decay, or a warm-up as long as the run.
+  """
+  if decay not in DECAYS:
+    raise ValueError(f"lr_decay is one of {', '.join(DECAYS)}, not {decay!r}")
+  if not 0 <= warmup_steps < steps:
+    raise ValueError(f"warmup_steps is at least 0 and below steps ({steps}), not {warmup_steps}")
+  rest = steps - warmup_steps
+  after = {
+    "cosine": optax.cosine_decay_schedule(peak, rest, final_fraction),
+    "linear": optax.linear_schedule(peak, final_fraction * peak, rest),
+    "constant": optax.constant_schedule(peak),
+  }[decay]
+  return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup_steps, 1)), after], [warmup_steps])
+
+
+def make_optimizer(
+  schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+  """Clips the gradient's global norm, then AdamW; matrices and tables decay, norms and biases do not."""
+
+  def decays(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+
+  return optax.chain(
+    optax.clip_by_global_norm(clip_norm),
+    optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
+  )

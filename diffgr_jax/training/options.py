@@ -1,0 +1,62 @@
+"""Fails fast: a config is checked as a whole before any data is read or any device memory is taken."""
+
+import ml_collections
+
+from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES
+from diffgr_jax.training.optimizer import DECAYS
+
+_CHOICES = {
+  "task": ("docid",),
+  "dataset": ("pydocs", "folder"),
+  "on_bad_row": ("error", "skip"),
+  "process": PROCESSES,
+  "schedule": tuple(SCHEDULES),
+  "lr_decay": DECAYS,
+}
+_AT_LEAST = {
+  "batch_size": 1, "microbatches": 1, "steps": 1, "warmup_steps": 0, "prompt_length": 4, "canvas_length": 0,
+  "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
+  "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "weight_decay": 0, "remask": 0,
+}  # fmt: skip
+_ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
+_SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction")
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError with one line that names the field, its value and what it may be."""
+  for field, allowed in _CHOICES.items():
+    if config[field] not in allowed:
+      raise ValueError(f"config.{field} is one of {', '.join(allowed)}, not {config[field]!r}")
+  for field, least in _AT_LEAST.items():
+    if config[field] < least:
+      raise ValueError(f"config.{field} is at least {least}, not {config[field]}")
+  for field in _ABOVE_ZERO:
+    if config[field] <= 0:
+      raise ValueError(f"config.{field} is above 0, not {config[field]}")
+  for field in _SHARES:
+    if not 0.0 <= config[field] <= 1.0:
+      raise ValueError(f"config.{field} is in [0, 1], not {config[field]}")
+  if config.dataset == "folder" and not config.dataset_path:
+    raise ValueError("config.dataset_path must name the folder with corpus.jsonl when config.dataset is 'folder'")
+  if config.warmup_steps >= config.steps:
+    raise ValueError(f"config.warmup_steps ({config.warmup_steps}) must be below config.steps ({config.steps})")
+  if config.batch_size % config.microbatches:
+    raise ValueError(
+      f"config.batch_size ({config.batch_size}) must be a multiple of config.microbatches ({config.microbatches})"
+    )
+  if min(config.mixture.values()) < 0 or sum(config.mixture.values()) <= 0:
+    raise ValueError(f"config.mixture holds weights of at least 0, one of them above 0, not {config.mixture.to_dict()}")
+  if config.document_weight > 0 and config.ce_chunk:
+    raise ValueError(
+      "config.ce_chunk must be 0 when config.document_weight > 0: that term needs all logits of the canvas"
+    )
+
+
+def check_batch(config: ml_collections.ConfigDict, shards: int, processes: int) -> None:
+  """Raises ValueError where the global batch does not split over the mesh, the hosts and the microbatches."""
+  parts = shards * config.microbatches
+  if config.batch_size % parts or config.batch_size % processes:
+    raise ValueError(
+      f"config.batch_size ({config.batch_size}) must be a multiple of {parts}: {shards} batch shards of the mesh"
+      f" x {config.microbatches} microbatches, and of the {processes} processes"
+    )

@@ -1,0 +1,170 @@
+"""A run: a config and what follows from it before any weight exists - data, vocabulary, DocIDs, model, stage.
+
+`prepare_run` makes these from a config and keeps them in the workdir; `open_run` reads them back, so that a checkpoint
+is always read with the vocabulary and the identifiers that it was trained with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import json
+from pathlib import Path
+
+from jaxtyping import Array, Bool
+import ml_collections
+
+from diffgr_jax.data.collection import load_collection
+from diffgr_jax.data.records import Collection
+from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
+from diffgr_jax.decoding.denoiser import banned_tokens
+from diffgr_jax.diffusion.corruption import make_process
+from diffgr_jax.docid.index import DocIdIndex
+from diffgr_jax.docid.linguistic import build_linguistic_index
+from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.stages.docid import DocIdStage
+
+# A run that goes on in its workdir may change these; anything else would change what the weights mean.
+_MAY_CHANGE = {
+  "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
+  "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
+  "ce_chunk", "show_queries",
+}  # fmt: skip
+
+# How a run decodes: free to change for a checkpoint, with `--set field=value`.
+DECODING_FIELDS = {
+  "decode_steps": int, "policy": str, "threshold": float, "remask": int, "eval_batch_size": int, "eval_splits": list,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+  """What a checkpoint needs beside its weights."""
+
+  workdir: Path
+  config: ml_collections.ConfigDict
+  vocab: Vocabulary
+  index: DocIdIndex
+  model: TransformerConfig
+
+  @property
+  def denoiser(self) -> CanvasDenoiser:
+    return CanvasDenoiser(self.model, self.vocab.pad_id)
+
+  @property
+  def banned(self) -> Bool[Array, "V"]:
+    """Vocabulary rows that no DocID may hold: MASK, the prompt's specials, and the rows that only pad."""
+    vocab = self.vocab
+    return banned_tokens(self.model.vocab_size, vocab.size, [vocab.mask_id, vocab.bos_id, vocab.sep_id])
+
+  def set_decoding(self, assignments: Sequence[str]) -> None:
+    """Changes how the run decodes and is evaluated, from `field=value` strings; training fields stay.
+
+    Raises:
+      ValueError: not of that form, a field that is not about decoding, or a value of another type.
+    """
+    for assignment in assignments:
+      field, equals, value = assignment.partition("=")
+      if not equals or field not in DECODING_FIELDS:
+        raise ValueError(f"--set {assignment}: field=value with one of the fields {', '.join(DECODING_FIELDS)}")
+      kind = DECODING_FIELDS[field]
+      try:
+        self.config[field] = [x for x in value.split(",") if x] if kind is list else kind(value)
+      except ValueError:
+        raise ValueError(f"--set {assignment}: {field} is of type {kind.__name__}, not {value!r}") from None
+
+  @property
+  def stage(self) -> DocIdStage:
+    config = self.config
+    return DocIdStage(
+      denoiser=self.denoiser,
+      process=make_process(config.process, config.schedule, config.all_masked_fraction),
+      mask_id=self.vocab.mask_id,
+      valid_size=self.vocab.size,
+      antithetic=config.antithetic,
+      ce_chunk=config.ce_chunk,
+      document_weight=config.document_weight,
+    )
+
+
+def load_data(config: ml_collections.ConfigDict, workdir: Path) -> Collection:
+  """The collection that the config names, built on the first call."""
+  data_dir = config.data_dir or str(Path(workdir) / "data")
+  return load_collection(config.dataset, path=config.dataset_path, data_dir=data_dir, on_bad_row=config.on_bad_row)
+
+
+def model_config(config: ml_collections.ConfigDict, vocab: Vocabulary) -> TransformerConfig:
+  """The transformer that the flat fields of a config describe."""
+  return TransformerConfig(
+    vocab_size=vocab.padded_size,
+    d_model=config.d_model,
+    n_layers=config.n_layers,
+    n_heads=config.n_heads,
+    n_kv_heads=config.n_kv_heads,
+    head_dim=config.head_dim or config.d_model // config.n_heads,
+    d_ff=config.d_ff,
+    qk_norm=config.qk_norm,
+    qkv_bias=config.qkv_bias,
+    tie_embeddings=config.tie_embeddings,
+    rope_theta=config.rope_theta,
+    remat=config.remat,
+    param_dtype=config.param_dtype,
+    compute_dtype=config.compute_dtype,
+  )
+
+
+def prepare_run(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Run, Collection]:
+  """Builds (or, in a workdir that has them, reads) the vocabulary and the DocIDs, and returns them with the data.
+
+  Raises:
+    ValueError: the workdir belongs to a run with another config, or the data has changed since; says which field.
+  """
+  workdir = Path(workdir)
+  collection = load_data(config, workdir)
+  if (workdir / "config.json").exists():
+    _check_same_run(config, collection, workdir)
+    run = open_run(workdir)
+    return Run(workdir, config, run.vocab, run.index, model_config(config, run.vocab)), collection
+  vocab = train_vocabulary(_training_texts(collection), config.vocab_size)
+  index = build_linguistic_index(collection.documents, vocab, config.canvas_length or None)
+  run = Run(workdir, config, vocab, index, model_config(config, vocab))
+  vocab.save(workdir / "vocab")
+  index.save(workdir / "index")
+  record = {"fingerprint": collection.fingerprint, "config": json.loads(config.to_json())}
+  (workdir / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+  return run, collection
+
+
+def open_run(workdir: Path) -> Run:
+  """Reads what `prepare_run` kept.
+
+  Raises:
+    FileNotFoundError: the folder holds no run.
+  """
+  workdir = Path(workdir)
+  if not (workdir / "config.json").exists():
+    raise FileNotFoundError(f"{workdir} holds no run (no config.json): train one with python -m diffgr_jax.main")
+  config = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"])
+  vocab = Vocabulary.load(workdir / "vocab")
+  return Run(workdir, config, vocab, DocIdIndex.load(workdir / "index"), model_config(config, vocab))
+
+
+def _check_same_run(config: ml_collections.ConfigDict, collection: Collection, workdir: Path) -> None:
+  record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  old, new = record["config"], json.loads(config.to_json())
+  for field in sorted(set(old) | set(new)):
+    if field not in _MAY_CHANGE and old.get(field) != new.get(field):
+      raise ValueError(
+        f"{workdir} holds a run with {field}={old.get(field)!r}, not {new.get(field)!r}:"
+        " take another --workdir, or that value"
+      )
+  if record["fingerprint"] != collection.fingerprint:
+    raise ValueError(f"the data of {workdir} has changed since its run began: take another --workdir")
+
+
+def _training_texts(collection: Collection):
+  """What the vocabulary is learned from: titles, texts and training queries."""
+  for document in collection.documents:
+    yield document.title
+    yield document.text
+  for query in collection.queries.get("train", ()):
+    yield query.query

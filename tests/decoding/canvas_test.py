@@ -1,0 +1,220 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas, decode_canvas_steps, forwards_per_row
+from diffgr_jax.decoding.policies import Confidence, Entropy, Margin, Random, Threshold
+
+POLICIES = [Random(), Confidence(), Margin(), Entropy(), Threshold(0.4)]
+
+
+def settings(toy, policy, *, constrained=False, remask=0, seed=0, rows=4, **options):
+  """Arguments of the decoders: positional ones and keywords."""
+  prompt, canvas, row_seeds, banned = toy.inputs(seed, rows)
+  codes = toy.codes(seed, 40)[0] if constrained else None
+  if constrained:
+    canvas[1::2, 2] = codes[3, 2]  # a given token that some document has
+  spec = DecodeOptions(policy, toy.mask, remask=remask, **options)
+  return (toy.params(seed), prompt, canvas, row_seeds, banned), dict(denoise=toy.denoise, options=spec, codes=codes)
+
+
+def same(left, right):
+  assert (left.canvas == right.canvas).all()
+  assert (left.step_map == right.step_map).all()
+  assert (left.reopened == right.reopened).all()
+  np.testing.assert_allclose(left.confidence, right.confidence, rtol=1e-5)
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
+def test_loop_and_steps_agree(toy, policy, constrained):
+  for remask in (0, 2) if policy == Confidence() else (2,):
+    inputs, spec = settings(toy, policy, constrained=constrained, remask=remask, finish_when_unique=False)
+    for temperature in (0.0, 1.3):
+      whole = decode_canvas(*inputs, steps=4, temperature=temperature, **spec)
+      *_, (last, _) = decode_canvas_steps(*inputs, steps=4, temperature=temperature, **spec)
+      same(whole, last)
+      assert not (whole.canvas == toy.mask).any()
+      assert int(whole.step) == int(last.step) <= 4
+      given = inputs[2] != toy.mask
+      assert (np.asarray(whole.canvas)[given] == inputs[2][given]).all()
+      assert (np.asarray(whole.step_map == -1) == given).all()
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_a_row_decodes_alone_as_in_company(toy, constrained):
+  for policy in (Random(), Threshold(0.4)):
+    inputs, spec = settings(toy, policy, constrained=constrained, remask=1, rows=5)
+    params, *arrays, banned = inputs
+    together = decode_canvas(*inputs, steps=4, temperature=1.0, **spec)
+    for rows in ([3], [2, 2, 3, 0, 1, 4, 1]):
+      picked = decode_canvas(params, *(a[rows] for a in arrays), banned, steps=4, temperature=1.0, **spec)
+      for name in ("canvas", "step_map", "reopened"):
+        assert (getattr(picked, name) == getattr(together, name)[jnp.array(rows)]).all()
+
+
+def test_one_step_commits_all_and_as_many_steps_as_positions_commit_one_each(toy):
+  for policy in POLICIES[:4]:
+    inputs, spec = settings(toy, policy)
+    inputs[2][:] = toy.mask
+    assert (decode_canvas(*inputs, steps=1, **spec).step_map == 0).all()
+    slow = decode_canvas(*inputs, steps=toy.length, **spec)
+    assert (jnp.sort(slow.step_map, axis=-1) == jnp.arange(toy.length)[None]).all()
+    assert (forwards_per_row(slow) == toy.length).all()
+
+
+def test_tau_one_commits_one_position_a_step_even_where_softmax_saturates(toy):
+  inputs, spec = settings(toy, Threshold(1.0))
+  state = decode_canvas(toy.params(0, scale=1e4), *inputs[1:], steps=32, **spec)
+  assert (state.confidence == 1.0).all()
+  free = (inputs[2] == toy.mask).sum(-1)
+  assert (forwards_per_row(state) == free).all()
+  assert int(state.step) == free.max()
+
+
+def test_a_threshold_that_runs_out_of_steps_commits_the_rest_at_the_last(toy):
+  inputs, spec = settings(toy, Threshold(1.0))
+  state = decode_canvas(*inputs, steps=3, **spec)
+  assert int(state.step) == 3
+  assert not (state.canvas == toy.mask).any()
+
+
+def test_banned_tokens_and_mask_are_never_produced(toy):
+  for temperature in (0.0, 50.0):
+    inputs, spec = settings(toy, Confidence(), rows=64)
+    params, prompt, canvas, seeds, banned = inputs
+    lax_ban = banned.copy()
+    lax_ban[toy.mask] = False  # the decoder bans MASK in any case
+    state = decode_canvas(params, prompt, canvas, seeds, lax_ban, steps=3, temperature=temperature, **spec)
+    seen = np.unique(np.asarray(state.canvas))
+    assert not banned[seen].any()
+  assert len(seen) == (~banned).sum()  # at a high temperature everything else is
+
+
+def test_minus_infinity_logits_do_no_harm(toy):
+  inputs, spec = settings(toy, Confidence(), rows=2)
+  spec["denoise"] = lambda params, prompt, canvas: jnp.full((*canvas.shape, toy.vocab), -jnp.inf)
+  state = decode_canvas(*inputs, steps=2, **spec)
+  assert not inputs[4][np.asarray(state.canvas)[inputs[2] == toy.mask]].any()
+
+
+@pytest.mark.parametrize("policy", [Random(), Entropy()])
+@pytest.mark.parametrize("constrained", [False, True])
+def test_remasking_keeps_the_schedule_and_its_bound(toy, policy, constrained):
+  reopened_any = False
+  for seed in range(3):
+    plain, spec = settings(toy, policy, seed=seed, constrained=constrained, finish_when_unique=False)
+    _, remasking = settings(
+      toy, policy, seed=seed, constrained=constrained, remask=2, max_reopen=2, finish_when_unique=False
+    )
+    for steps in (1, 4, 6):
+      masks = lambda spec, plain=plain, steps=steps: [
+        (state.canvas == toy.mask).sum(-1).tolist() for state, _ in decode_canvas_steps(*plain, steps=steps, **spec)
+      ]
+      assert masks(spec) == masks(remasking)  # as many MASKs after each step, and none at the end
+      assert masks(spec)[-1] == [0] * 4
+      last = decode_canvas(*plain, steps=steps, **remasking)
+      assert last.reopened.max() <= 2
+      assert not np.asarray(last.reopened)[plain[2] != toy.mask].any()
+      reopened_any |= bool(last.reopened.any())
+  assert reopened_any
+
+
+def test_remasking_reopens_the_least_confident_of_the_earlier_steps(toy):
+  inputs, spec = settings(toy, Confidence(), remask=2, seed=5)
+  states = [state for state, _ in decode_canvas_steps(*inputs, steps=5, **spec)]
+  reopenings = 0
+  for before, after in itertools.pairwise(states):
+    back = np.asarray((before.canvas != toy.mask) & (after.canvas == toy.mask))
+    earlier = np.asarray((before.step_map >= 0) & (before.reopened == 0))
+    for b in range(len(back)):
+      count = back[b].sum()
+      order = np.argsort(np.where(earlier[b], before.confidence[b], np.inf), kind="stable")
+      assert set(np.flatnonzero(back[b])) == set(order[:count])
+      reopenings += count
+    assert (after.confidence[back] == 0).all()
+    assert (after.step_map[back] == -1).all()
+  assert reopenings > 3
+
+
+def test_threshold_with_remasking_ends(toy):
+  inputs, spec = settings(toy, Threshold(0.9), remask=3, max_reopen=3)
+  state = decode_canvas(*inputs, steps=100, **spec)
+  assert not (state.canvas == toy.mask).any()
+  assert int(state.step) < 100
+  assert state.reopened.max() > 0
+
+
+def test_temperature_samples_the_models_distribution(toy):
+  rows = 4000
+  inputs, spec = settings(toy, Confidence(), rows=rows)
+  params, prompt, canvas, _, banned = inputs
+  prompt, canvas = np.repeat(prompt[:1], rows, 0), np.repeat(canvas[:1], rows, 0)
+  state = decode_canvas(params, prompt, canvas, np.arange(rows), banned, steps=1, temperature=2.0, **spec)
+  logits = np.asarray(toy.denoise(params, prompt[:1], canvas[:1])[0], np.float64)
+  logits[:, banned] = -np.inf
+  expected = np.exp(logits / 2 - logits.max(-1, keepdims=True) / 2)
+  expected /= expected.sum(-1, keepdims=True)
+  for place in range(toy.length):
+    found = np.bincount(np.asarray(state.canvas[:, place]), minlength=toy.vocab) / rows
+    assert np.abs(found - expected[place]).max() < 4 * np.sqrt(0.25 / rows)
+
+
+def test_confidence_is_the_untempered_probability_of_the_committed_token(toy):
+  inputs, spec = settings(toy, Confidence())
+  state = decode_canvas(*inputs, steps=1, temperature=3.0, **spec)
+  logits = np.asarray(toy.denoise(inputs[0], inputs[1], jnp.asarray(inputs[2])), np.float64)
+  logits[..., inputs[4]] = -np.inf
+  probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  expected = np.take_along_axis(probs, np.asarray(state.canvas)[..., None], -1)[..., 0]
+  np.testing.assert_allclose(state.confidence, np.where(inputs[2] == toy.mask, expected, 1), rtol=1e-5)
+
+
+def test_a_new_budget_or_temperature_compiles_nothing_anew(toy):
+  traced = []
+
+  def counting(params, prompt, canvas):
+    traced.append(canvas.shape)
+    return toy.denoise(params, prompt, canvas)
+
+  for constrained in (False, True):
+    inputs, spec = settings(toy, Confidence(), constrained=constrained)
+    spec["denoise"] = counting
+    decode_canvas(*inputs, steps=3, **spec)
+    list(decode_canvas_steps(*inputs, steps=3, **spec))
+    before = len(traced)
+    for steps, temperature in ((1, 0.0), (5, 0.7)):
+      decode_canvas(*inputs, steps=steps, temperature=temperature, **spec)
+      list(decode_canvas_steps(*inputs, steps=steps, temperature=temperature, **spec))
+    assert before
+    assert len(traced) == before
+
+
+def test_a_finished_canvas_costs_nothing_and_stays(toy):
+  inputs, spec = settings(toy, Confidence())
+  inputs[2][:] = 4
+  state = decode_canvas(*inputs, steps=3, **spec)
+  assert int(state.step) == 0
+  assert (state.canvas == 4).all()
+  assert len(list(decode_canvas_steps(*inputs, steps=3, **spec))) == 1
+
+
+def test_decodes_inside_a_users_jit(toy):
+  inputs, spec = settings(toy, Confidence())
+  inner = jax.jit(lambda *arrays, steps: decode_canvas(*arrays, steps=steps, **spec).canvas)
+  assert (inner(*inputs, steps=4) == decode_canvas(*inputs, steps=4, **spec).canvas).all()
+
+
+def test_wrong_arguments_say_what_would_be_right(toy):
+  with pytest.raises(ValueError, match=r"DecodeOptions\.remask is -1; it must be 0"):
+    DecodeOptions(Confidence(), toy.mask, remask=-1)
+  with pytest.raises(ValueError, match=r"DecodeOptions\.max_reopen is 0; it must be 1"):
+    DecodeOptions(Confidence(), toy.mask, max_reopen=0)
+  inputs, spec = settings(toy, Confidence())
+  with pytest.raises(ValueError, match="steps is 0; decoding needs at least 1"):
+    decode_canvas(*inputs, steps=0, **spec)
+  with pytest.raises(ValueError, match=r"temperature is -0.5; it must be 0"):
+    decode_canvas(*inputs, steps=2, temperature=-0.5, **spec)

@@ -1,0 +1,147 @@
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffgr_jax.decoding import policies
+from diffgr_jax.decoding.policies import Confidence, Entropy, Margin, Random, Threshold
+
+B, L, V = 5, 7, 11
+
+
+def random_log_probs(seed):
+  logits = np.random.default_rng(seed).normal(size=(B, L, V)) * 2
+  return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def row_keys(seeds):
+  return jax.vmap(jax.random.key)(jnp.asarray(seeds))
+
+
+def budget(quota, floor=None, spare=None):
+  zero = jnp.zeros(len(quota), int)
+  return policies.Budget(jnp.asarray(quota), zero if floor is None else floor, zero if spare is None else spare)
+
+
+def urgency(policy, probs):
+  """What each policy looks at, in float64 numpy, for one position."""
+  falling = np.sort(probs)[::-1]
+  if isinstance(policy, Entropy):
+    return np.sum(probs * np.log(probs))
+  return falling[0] - falling[1] if isinstance(policy, Margin) else falling[0]
+
+
+def test_stats_against_numpy():
+  log_probs = random_log_probs(0)
+  stats = policies.position_stats(jnp.asarray(log_probs, jnp.float32))
+  falling = np.sort(np.exp(log_probs), -1)[..., ::-1]
+  np.testing.assert_allclose(stats.confidence, falling[..., 0], rtol=1e-5)
+  np.testing.assert_allclose(stats.margin, falling[..., 0] - falling[..., 1], atol=1e-6)
+  np.testing.assert_allclose(stats.entropy, -(np.exp(log_probs) * log_probs).sum(-1), rtol=1e-5)
+
+
+def test_stats_of_one_allowed_token_and_of_equal_tokens():
+  log_probs = np.full((1, 2, V), -np.inf, np.float32)
+  log_probs[0, 0, 3] = 0.0
+  log_probs[0, 1, [2, 5]] = np.log(0.5)
+  stats = policies.position_stats(jnp.asarray(log_probs))
+  np.testing.assert_allclose(stats.confidence[0], [1.0, 0.5], rtol=1e-6)
+  np.testing.assert_allclose(stats.margin[0], [1.0, 0.0], rtol=1e-6)
+  np.testing.assert_allclose(stats.entropy[0], [0.0, np.log(2)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", [Confidence(), Margin(), Entropy(), Threshold(0.3)])
+def test_choice_against_numpy(policy):
+  for seed in range(10):
+    log_probs = random_log_probs(seed)
+    rng = np.random.default_rng(100 + seed)
+    masked, quota = rng.random((B, L)) < 0.6, rng.integers(0, 4, B)
+    commits, _ = policies.commit_together(
+      jnp.asarray(log_probs, jnp.float32),
+      jnp.asarray(log_probs, jnp.float32),
+      jnp.asarray(masked),
+      row_keys(range(B)),
+      budget(quota),
+      policy,
+    )
+    for b in range(B):
+      places = np.flatnonzero(masked[b])
+      value = {i: urgency(policy, np.exp(log_probs[b, i])) for i in places}
+      best = sorted(places, key=lambda i: -value[i])
+      if isinstance(policy, Threshold):
+        expected = set(best[:1]) | {i for i in places if value[i] > policy.tau}
+      else:
+        expected = set(best[: quota[b]])
+      assert set(np.flatnonzero(commits.chosen[b])) == expected
+      for i in expected:
+        assert commits.tokens[b, i] == np.argmax(log_probs[b, i])
+        np.testing.assert_allclose(commits.confidence[b, i], np.exp(log_probs[b, i].max()), rtol=1e-5)
+
+
+def test_floor_and_spare_commit_more_but_never_more_than_is_masked():
+  log_probs = jnp.asarray(random_log_probs(3), jnp.float32)
+  masked = jnp.arange(L)[None] < jnp.array([[0], [2], [3], [7], [7]])
+  floor, spare = jnp.array([0, 2, 0, 0, 5]), jnp.array([2, 2, 9, 2, 1])
+  commits, _ = policies.commit_together(
+    log_probs, log_probs, masked, row_keys(range(B)), budget([0, 1, 1, 1, 1], floor, spare), Confidence()
+  )
+  assert commits.chosen.sum(-1).tolist() == [0, 2, 3, 3, 6]
+  assert commits.extra.tolist() == [0, 0, 2, 2, 1]
+  assert not (commits.chosen & ~masked).any()
+
+
+def test_random_depends_on_the_rows_key_alone_and_is_uniform():
+  stats = policies.position_stats(jnp.asarray(random_log_probs(0), jnp.float32))
+  together = Random().priority(stats, row_keys([7, 3, 7, 1, 0]))
+  one = jax.tree.map(lambda x: x[:1], stats)
+  assert (together[0] == together[2]).all()
+  assert not (together[0] == together[1]).any()
+  assert (together[1] == Random().priority(one, row_keys([3]))[0]).all()
+  many = jax.tree.map(lambda x: jnp.repeat(x[:1], 4000, axis=0), stats)
+  first = np.asarray(Random().priority(many, row_keys(range(4000)))).argmax(-1)
+  assert np.abs(np.bincount(first, minlength=L) / 4000 - 1 / L).max() < 4 * np.sqrt(1 / L / 4000)
+
+
+def test_quota_spreads_evenly_and_ends_in_time():
+  for masked in range(9):
+    for steps in range(1, 12):
+      left, taken = masked, []
+      for step in range(steps):
+        quota = int(policies.even_quota(jnp.array([left]), jnp.int32(steps - step))[0])
+        taken.append(quota)
+        left -= quota
+      assert left == 0
+      assert max(taken) - min(taken) <= 1
+      assert max(taken) == -(-masked // steps)
+
+
+def test_ranks_among_masked_positions():
+  priority = jnp.array([[0.5, 0.9, 0.5, -jnp.inf, 0.7]])
+  rank = policies.rank_positions(priority, jnp.array([[True, False, True, True, True]]))
+  assert rank.tolist() == [[1, 4, 2, 3, 0]]
+
+
+@pytest.mark.parametrize("tau", [0.0, -0.1, 1.01, float("nan")])
+def test_threshold_refuses_what_is_no_probability(tau):
+  with pytest.raises(ValueError, match=r"Threshold\.tau is .*\(0, 1\]"):
+    Threshold(tau)
+
+
+def test_a_policy_of_the_users_own():
+  @dataclass(frozen=True)
+  class LeftToRight:
+    def priority(self, stats, row_keys):
+      places = jnp.arange(stats.confidence.shape[1], dtype=jnp.float32)
+      return -jnp.broadcast_to(places[None], stats.confidence.shape)
+
+    def takes(self, priority, rank, quota):
+      return rank < quota
+
+  assert isinstance(LeftToRight(), policies.Policy)
+  log_probs = jnp.asarray(random_log_probs(1), jnp.float32)
+  commits, _ = policies.commit_together(
+    log_probs, log_probs, jnp.ones((B, L), bool), row_keys(range(B)), budget([0, 1, 2, 3, 4]), LeftToRight()
+  )
+  assert (commits.chosen == (jnp.arange(L)[None] < jnp.arange(B)[:, None])).all()
