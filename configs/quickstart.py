@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.on_bad_row = "error"  # error | skip (count and report)
   config.data_dir = ""  # where built data sets are kept; "": inside the workdir
   config.vocab_size = 4096  # sentencepiece pieces learned from the corpus, at most
+  config.split_case = True  # ThreadPool reads as thread pool; for prose, False
   config.prompt_length = 32  # tokens of BOS, query, SEP; longer queries are cut
   config.canvas_length = 0  # tokens of a DocID with its EOS; 0: the longest title's
   config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example

@@ -45,7 +45,8 @@ def describe(spec: ModelSpec) -> str:
   config = spec.config
   return (
     f"{spec.family}, {count_params(config):,} parameters in {config.param_dtype}, {config.n_layers} layers,"
-    f" {config.pattern}, {config.alignment}, blocks of {spec.block_size}, {spec.vocab_size} of {config.vocab_size} rows used"
+    f" {config.pattern}, {config.alignment}, blocks of {spec.block_size},"
+    f" {spec.vocab_size} of {config.vocab_size} rows used"
   )
 
 

@@ -1,7 +1,9 @@
 """Gets a collection by name: builds its array_record files where they are missing, then reads them.
 
-load_collection("pydocs", data_dir=...)                     the embedded corpus
-load_collection("folder", path="my/corpus", data_dir=...)   a folder in the BEIR shape (data/folder/reader.py)
+    load_collection("pydocs", data_dir=...)                     the embedded corpus
+    load_collection("folder", path="my/corpus", data_dir=...)   a folder in the BEIR shape (data/folder/reader.py)
+
+Files stand under `data_dir` by data set, version and, for a folder, fingerprint: what is there already is only read.
 """
 
 from collections import Counter
@@ -18,9 +20,7 @@ from diffgr_jax.data.records import Collection
 NAMES = ("pydocs", "folder")
 
 
-def load_collection(
-  name: str, *, path: str | Path = "", data_dir: str | Path, on_bad_row: reader.OnBadRow = "error"
-) -> Collection:
+def load_collection(name: str, *, path: str | Path = "", data_dir: str | Path, on_bad_row: str = "error") -> Collection:
   """Returns a collection, built first if `data_dir` does not hold it yet. A build prints one line.
 
   Args:

@@ -57,5 +57,8 @@ class BadRow(ValueError):
   """
 
   def __init__(self, place: str, kind: str, message: str):
-    super().__init__(f"{place}: {message}")
-    self.kind = kind
+    super().__init__(place, kind, message)  # all three, so that it survives pickling
+    self.place, self.kind, self.message = place, kind, message
+
+  def __str__(self) -> str:
+    return f"{self.place}: {self.message}"

@@ -20,7 +20,7 @@ import io
 import json
 from pathlib import Path
 import re
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from jaxtyping import Bool
 import numpy as np
@@ -34,6 +34,7 @@ BEFORE_JOINED = re.compile(r"[._](?=\w)")
 CASE_CHANGE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """Text to piece numbers 0..size-1 and back. It knows no special tokens."""
 
@@ -144,7 +145,7 @@ class Vocabulary:
     first = len(SPECIAL_TOKENS)
     return [[first + piece for piece in pieces] for pieces in self.tokenizer.encode(texts)]
 
-  def decode(self, ids: Iterable[int]) -> str:
+  def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """The text of a sequence of rows; specials are skipped, DocID tokens written out.
 
     Raises:
@@ -162,7 +163,7 @@ class Vocabulary:
         pieces.append(row - len(SPECIAL_TOKENS))
     return " ".join(filter(None, [*words, self.tokenizer.decode(pieces)]))
 
-  def piece(self, row: int) -> str:
+  def piece(self, row: SupportsIndex) -> str:
     """How one row is shown: `[MASK]`, `▁join`, `<d0_17>`; rows not in use as `<unused>`."""
     row = int(row)
     if row < len(SPECIAL_TOKENS):
@@ -249,6 +250,7 @@ def _train_sentencepiece(lines: list[str], size: int) -> bytes:
       model_writer=model,
       model_type="bpe",
       vocab_size=size,
+      hard_vocab_limit=False,
       character_coverage=0.9995,
       byte_fallback=True,
       split_digits=True,

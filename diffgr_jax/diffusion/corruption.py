@@ -155,10 +155,10 @@ def corrupt_exact_count(
   """
   targets = target.sum(axis=-1)
   count = jnp.clip(jnp.ceil(t * targets).astype(jnp.int32), jnp.minimum(targets, 1), targets)
-  lots = jnp.where(target, _row_uniform(key, *x0.shape), jnp.inf)
+  lots = jnp.where(target, _row_uniform(key, *x0.shape), jnp.inf)  # other positions rank behind all targets
   rank = jnp.argsort(jnp.argsort(lots, axis=-1), axis=-1)
   weight = targets / jnp.maximum(count, 1)
-  return _masked(x0, target & (rank < count[:, None]), weight[:, None].astype(jnp.float32), mask_id)
+  return _masked(x0, rank < count[:, None], weight[:, None].astype(jnp.float32), mask_id)
 
 
 @dataclass(frozen=True)

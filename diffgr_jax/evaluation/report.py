@@ -58,14 +58,14 @@ def evaluate_run(
   """
   collection = None if queries_file and corpus_file else load_data(run.config, run.workdir)
   if corpus_file:
-    documents: Sequence[Document] = read_corpus(corpus_file, run.config.on_bad_row)[0]
+    documents: Sequence[Document] = list(read_corpus(corpus_file, run.config.on_bad_row)[0])
     index = build_linguistic_index(documents, run.vocab, run.index.canvas_length)
   else:
     assert collection is not None
     documents, index = collection.documents, run.index
   if queries_file:
     splits: Mapping[str, Sequence[Query]] = {
-      Path(queries_file).stem: read_queries(queries_file, run.config.on_bad_row)[0]
+      Path(queries_file).stem: list(read_queries(queries_file, run.config.on_bad_row)[0])
     }
   else:
     assert collection is not None

@@ -46,6 +46,7 @@ _KEPT_FILES = (
   "chat_template.json",
 )
 _NO_CONFIG_DIFFERENCE = ("vocab_size", "param_dtype", "compute_dtype", "remat", "pattern", "alignment")
+_BLOCK = 256  # stored rows copied at a time
 _MAX_FILE = 5 * 2**30  # bytes a new weight file, about
 
 
@@ -81,7 +82,7 @@ def read_folder(folder: Path) -> tuple[ModelSpec, dict[str, StoredTensor]]:
   spec = read_spec(folder)
   stored = tensor_file.read_tensors(folder)
   spec = with_stored_names(spec, stored)
-  expected = _expected_shapes(spec)
+  expected = expected_shapes(spec)
   optional = aliases(spec)
   missing = [name for name in expected if name not in stored]
   unexpected = [name for name in stored if name not in expected and name not in optional and not is_extra(spec, name)]
@@ -117,7 +118,8 @@ def _equal(one: StoredTensor, other: StoredTensor) -> bool:
   return one.shape == other.shape and one.dtype == other.dtype and np.array_equal(bits(one), bits(other))
 
 
-def _expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+  """Every tensor that an HF folder of this model must hold, with its shape there."""
   name, expected = key_namer(spec), {}
   for path, leaf in flatten(abstract_params(spec.config)):
     for layer in range(spec.config.n_layers if path.startswith("blocks.") else 1):
@@ -164,7 +166,7 @@ def load_hf(
 def _read_slice(path: str, layers: list[StoredTensor], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
   """The part `index` of a parameter: only these layers, rows and columns are touched."""
   if not path.startswith("blocks."):
-    return np.ascontiguousarray(_copy_bits(to_stored(path, layers[0].view())[index], dtype))
+    return _copy_bits(to_stored(path, layers[0].view())[index], dtype)
   chosen, inside = layers[index[0]], index[1:]
   first = _copy_bits(to_stored(path, chosen[0].view())[inside], dtype)
   stacked = np.empty((len(chosen), *first.shape), dtype)
@@ -184,9 +186,11 @@ def _assign(out: np.ndarray, values: np.ndarray) -> None:
   """out[...] = values; equal dtypes are copied as plain bits, which numpy does faster for bfloat16."""
   if out.dtype == values.dtype:
     bits = {2: np.uint16, 4: np.uint32}[out.dtype.itemsize]
-    out.view(bits)[...] = values.view(bits)
-  else:
-    out[...] = values
+    out, values = out.view(bits), values.view(bits)
+  turned = values.ndim == 2 and values.strides[0] < values.strides[1]
+  width = _BLOCK if turned else max(values.shape[-1], 1)
+  for start in range(0, values.shape[-1], width):  # a transposition in blocks stays in the cache: three times faster
+    out[..., start : start + width] = values[..., start : start + width]
 
 
 # --- to Hugging Face ---
@@ -248,7 +252,7 @@ def _kept_headers(origin: Path, folder: Path) -> dict[Path, bytes]:
 
 def _headers_fit(spec: ModelSpec, slots: Mapping[str, StoredTensor]) -> bool:
   """Whether kept headers still describe this model: the same shapes, and tensors of the model's precision."""
-  expected = _expected_shapes(spec)
+  expected = expected_shapes(spec)
   if any(name not in slots or slots[name].shape != shape for name, shape in expected.items()):
     return False
   return with_stored_names(spec, slots).config.param_dtype == spec.config.param_dtype
@@ -257,7 +261,7 @@ def _headers_fit(spec: ModelSpec, slots: Mapping[str, StoredTensor]) -> bool:
 def _new_headers(folder: Path, spec: ModelSpec, extra: Mapping[str, StoredTensor]) -> dict[Path, bytes]:
   """Headers of one file, or of several of about 5 GiB with an index, which is written too."""
   dtype = tensor_file.dtype_of(spec.config.param_dtype)
-  entries = [(name, dtype, shape) for name, shape in sorted(_expected_shapes(spec).items())]
+  entries = [(name, dtype, shape) for name, shape in sorted(expected_shapes(spec).items())]
   entries += [(name, tensor.dtype, tensor.shape) for name, tensor in extra.items()]
   groups, room = [[]], _MAX_FILE
   for entry in entries:

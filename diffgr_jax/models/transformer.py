@@ -48,7 +48,7 @@ def _linear(
 
 
 def _norm(config: TransformerConfig, size: int, *, rngs: nnx.Rngs, kind: str | None = None) -> nnx.Module:
-  common = dict(
+  common: dict[str, Any] = dict(
     epsilon=config.norm_epsilon,
     dtype=config.compute_dtype,
     param_dtype=config.param_dtype,
@@ -253,8 +253,8 @@ class Transformer(nnx.Module):
     if self.config.head == "none":
       raise ValueError("this model is an encoder without an output head (model.head is 'none'): it has no logits")
     table = self.embed if self.config.tie_embeddings else self.unembed
-    bias = self.mlm.bias[...] if self.config.head == "mlm" else None
-    return table.embedding[...], bias
+    bias = self.mlm.bias.get_value() if self.config.head == "mlm" else None
+    return table.embedding.get_value(), bias
 
   def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Float32 logits over all `config.vocab_size` rows, padding rows included."""

@@ -9,8 +9,9 @@
 A batch is split over replica x data x fsdp. Axes of size 1 cost nothing, so every mesh has all five.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -42,7 +43,7 @@ def mesh_shape(sizes: Mapping[str, int], n_devices: int) -> dict[str, int]:
   return shape
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh with all five axes over the given devices (default: all of them).
 
   Raises:

@@ -16,6 +16,8 @@ import numpy as np
 
 from diffgr_jax.parallel.mesh import AXES, BATCH_AXES
 
+Rules = Sequence[Sequence[str | None]]  # pairs: logical axis, mesh axis or None
+
 # Training: weights split over fsdp by rows and over tensor by columns; norms and layer stacks whole.
 TRAIN_RULES = (
   ("embed", "fsdp"),
@@ -44,13 +46,13 @@ def partition_spec(axes: Sequence[str], rules: Mapping[str, str | None]) -> Part
   return PartitionSpec(*(rules[axis] for axis in axes))
 
 
-def tree_shardings(mesh: Mesh, abstract: Any, axes: Any, rules: Sequence[tuple[str, str | None]]) -> Any:
+def tree_shardings(mesh: Mesh, abstract: Any, axes: Any, rules: Rules) -> Any:
   """A NamedSharding for every leaf of a tree of shapes, given the tree of its logical axes.
 
   Raises:
     ValueError: a dimension that its mesh axis does not divide, with the leaf, the dimension and the numbers.
   """
-  table = dict(rules)
+  table = {str(logical): mesh_axis for logical, mesh_axis in rules}
 
   def sharding(path, leaf, names: tuple[str, ...]) -> NamedSharding:
     spec = partition_spec(names, table)

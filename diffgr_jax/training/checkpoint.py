@@ -44,7 +44,7 @@ class Checkpoints:
 
   def restore(self, step: int, abstract: TrainState, iterator: grain.DatasetIterator) -> TrainState:
     """Reads a checkpoint into the shardings of `abstract` and moves the iterator to its position."""
-    restored = self._manager.restore(
+    restored: Any = self._manager.restore(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardRestore(abstract.params),

@@ -6,7 +6,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+import numpy as np
 
 from diffgr_jax.data.pipeline import make_train_iterator
 from diffgr_jax.evaluation.generative import quick_metrics
@@ -15,12 +15,12 @@ from diffgr_jax.parallel.rules import replicated, shard_batch
 from diffgr_jax.training.checkpoint import Checkpoints, abstract_state
 from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite
 from diffgr_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from diffgr_jax.training.options import check_batch, check_config
+from diffgr_jax.training.options import Config, check_batch, check_config
 from diffgr_jax.training.run import Run, prepare_run
 from diffgr_jax.training.state import TrainState, create_state, state_shardings, train_step
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> tuple[Run, TrainState]:
+def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainState]:
   """Trains the config's model in `workdir`, from its last checkpoint where there is one, and watches validation.
 
   Args:
@@ -87,7 +87,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
     check_finite(step, metrics, last_saved, checkpoints.directory)
     progress.update(metrics["loss"])
     if step % config.log_every == 0 or step == config.steps:
-      metrics |= {"learning_rate": float(schedule(step - 1)), "seconds": time.monotonic() - began}
+      metrics |= {"learning_rate": float(np.asarray(schedule(step - 1))), "seconds": time.monotonic() - began}
       writer.write(step, metrics)
 
   try:

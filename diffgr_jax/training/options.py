@@ -1,9 +1,11 @@
 """Fails fast: a config is checked as a whole before any data is read or any device memory is taken."""
 
-import ml_collections
+from typing import Any
 
 from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES
 from diffgr_jax.training.optimizer import DECAYS
+
+Config = Any  # an Config, whose fields have the types that configs/quickstart.py gives them
 
 _CHOICES = {
   "task": ("docid",),
@@ -22,7 +24,7 @@ _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
 _SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction")
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(config: Config) -> None:
   """Raises ValueError with one line that names the field, its value and what it may be."""
   for field, allowed in _CHOICES.items():
     if config[field] not in allowed:
@@ -52,7 +54,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def check_batch(config: ml_collections.ConfigDict, shards: int, processes: int) -> None:
+def check_batch(config: Config, shards: int, processes: int) -> None:
   """Raises ValueError where the global batch does not split over the mesh, the hosts and the microbatches."""
   parts = shards * config.microbatches
   if config.batch_size % parts or config.batch_size % processes:

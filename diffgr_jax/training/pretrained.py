@@ -42,8 +42,15 @@ def save_checkpoint(folder: str | Path, spec: ModelSpec, params: Params, *, orig
 
 
 def _save_params(folder: Path, params: Params) -> None:
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save((folder / PARAMS_FOLDER).absolute(), params)
+  limit = _concurrent_gb(params)
+  handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, save_device_host_concurrent_gb=limit)
+  with ocp.Checkpointer(handler) as checkpointer:
+    checkpointer.save((folder / PARAMS_FOLDER).absolute(), args=ocp.args.PyTreeSave(params))
+
+
+def _concurrent_gb(tree: Params) -> int:
+  """How much Orbax may copy at a time: it must hold the largest array, and by default it may hold a second of all."""
+  return max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) // 10**9 + 1
 
 
 def _save_spec(folder: Path, spec: ModelSpec) -> None:
@@ -76,8 +83,10 @@ def load_checkpoint(folder: str | Path, *, shardings: Params | None = None) -> t
     path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places.get(path, everywhere))
     for path, leaf in flatten(abstract_params(spec.config))
   }
-  with ocp.StandardCheckpointer() as checkpointer:
-    params = checkpointer.restore((folder / PARAMS_FOLDER).absolute(), unflatten(target))
+  handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=_concurrent_gb(target))
+  with ocp.Checkpointer(handler) as checkpointer:
+    path = (folder / PARAMS_FOLDER).absolute()
+    params = checkpointer.restore(path, args=ocp.args.StandardRestore(unflatten(target)))
   return spec, params
 
 

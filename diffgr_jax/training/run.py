@@ -22,6 +22,7 @@ from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.stages.docid import DocIdStage
+from diffgr_jax.training.options import Config
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
@@ -41,7 +42,7 @@ class Run:
   """What a checkpoint needs beside its weights."""
 
   workdir: Path
-  config: ml_collections.ConfigDict
+  config: Config
   vocab: Vocabulary
   index: DocIdIndex
   model: TransformerConfig
@@ -86,13 +87,13 @@ class Run:
     )
 
 
-def load_data(config: ml_collections.ConfigDict, workdir: Path) -> Collection:
+def load_data(config: Config, workdir: Path) -> Collection:
   """The collection that the config names, built on the first call."""
   data_dir = config.data_dir or str(Path(workdir) / "data")
   return load_collection(config.dataset, path=config.dataset_path, data_dir=data_dir, on_bad_row=config.on_bad_row)
 
 
-def model_config(config: ml_collections.ConfigDict, vocab: Vocabulary) -> TransformerConfig:
+def model_config(config: Config, vocab: Vocabulary) -> TransformerConfig:
   """The transformer that the flat fields of a config describe."""
   return TransformerConfig(
     vocab_size=vocab.padded_size,
@@ -112,7 +113,7 @@ def model_config(config: ml_collections.ConfigDict, vocab: Vocabulary) -> Transf
   )
 
 
-def prepare_run(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Run, Collection]:
+def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   """Builds (or, in a workdir that has them, reads) the vocabulary and the DocIDs, and returns them with the data.
 
   Raises:
@@ -124,7 +125,7 @@ def prepare_run(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Run, 
     _check_same_run(config, collection, workdir)
     run = open_run(workdir)
     return Run(workdir, config, run.vocab, run.index, model_config(config, run.vocab)), collection
-  vocab = train_vocabulary(_training_texts(collection), config.vocab_size)
+  vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case)
   index = build_linguistic_index(collection.documents, vocab, config.canvas_length or None)
   run = Run(workdir, config, vocab, index, model_config(config, vocab))
   vocab.save(workdir / "vocab")
@@ -148,7 +149,7 @@ def open_run(workdir: Path) -> Run:
   return Run(workdir, config, vocab, DocIdIndex.load(workdir / "index"), model_config(config, vocab))
 
 
-def _check_same_run(config: ml_collections.ConfigDict, collection: Collection, workdir: Path) -> None:
+def _check_same_run(config: Config, collection: Collection, workdir: Path) -> None:
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
   old, new = record["config"], json.loads(config.to_json())
   for field in sorted(set(old) | set(new)):

@@ -16,21 +16,23 @@ from jaxtyping import Array, Float, Int
 import optax
 
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.transformer import Params, abstract_params, init_params, logical_axes
-from diffgr_jax.parallel.rules import replicated, tree_shardings
+from diffgr_jax.models.transformer import abstract_params, init_params, logical_axes
+from diffgr_jax.parallel.rules import Rules, replicated, tree_shardings
 from diffgr_jax.stages.docid import Batch, DocIdStage
 
 
 @struct.dataclass
 class TrainState:
-  """Step counter, parameters and optimizer state."""
+  """Step counter (Int32 scalar), parameters and optimizer state; or, as a tree, their shapes or shardings."""
 
-  step: Int[Array, ""]
-  params: Params
-  opt_state: optax.OptState
+  step: Any
+  params: Any
+  opt_state: Any
 
 
-def state_shardings(config: TransformerConfig, optimizer: optax.GradientTransformation, mesh: Mesh, rules) -> Any:
+def state_shardings(
+  config: TransformerConfig, optimizer: optax.GradientTransformation, mesh: Mesh, rules: Rules
+) -> TrainState:
   """The sharding of every leaf of the state: optimizer moments lie as their parameters do, counters everywhere.
 
   Raises:

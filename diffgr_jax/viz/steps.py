@@ -21,6 +21,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
 import numpy as np
 from rich.console import Group
 from rich.table import Table
@@ -34,12 +35,14 @@ REOPENED = "~"
 # Light to dark blue: one hue that only darkens reads the same for every kind of colour vision, and in grey.
 CONFIDENCE_COLOURS = LinearSegmentedColormap.from_list("confidence", ["#f1f6fb", "#9ec5e5", "#3d86c0", "#0b3f77"])
 INK, FAINT, ACCENT, ENTROPY_INK = "#1c2430", "#8a94a3", "#d55e00", "#7a4b9a"
-CONFIDENCE_STYLES = ((0.9, "bold green"), (0.5, "green"), (0.2, "yellow"), (0.0, "red"))
+CONFIDENCE_STYLES = ((0.9, "bright_blue"), (0.5, "cyan"), (0.2, "yellow"), (0.0, "red"))  # told apart by all eyes
 
 
 def display_piece(piece: str, width: int) -> str:
-  """Makes a vocabulary piece fit `width` columns: no word-begin mark, no line breaks, an ellipsis where cut."""
+  """Makes a vocabulary piece fit `width` columns: no word-begin mark, `[EOS]` as EOS, an ellipsis where cut."""
   text = piece.replace(WORD_BEGIN, " ").strip() or "␣"
+  if len(text) > 2 and text[0] == "[" and text[-1] == "]":  # brackets mark new commits
+    text = text[1:-1]
   text = "".join(c if c.isprintable() else "·" for c in text)
   if _columns(text) <= width:
     return text
@@ -75,15 +78,16 @@ def render_trace(
   """
   view = _row_view(trace, row)
   count_width = max(4, len(str(view.alive[0]))) if view.alive is not None else 0
-  room = width - 6 - (count_width + 2) * (view.alive is not None) - 9
+  room = width - 6 - 9 - (count_width + 2) * (view.alive is not None)  # left for the canvas
   lines = [Text(title, style="bold", overflow="ellipsis", no_wrap=True)] if title else []
-  columns, cell = _layout(view, vocab_piece, room)
-  head = f"{'step':>4}  {'canvas'.ljust(columns * (cell + 1))[:room].ljust(room)}"
+  layout = _layout(view, vocab_piece, room)
+  room = max(sum(cell for _, cell in cells) for cells in layout)  # the numbers stand close to the canvas
+  head = f"{'step':>4}  {' canvas'.ljust(room)}"
   head += f"  {'docs':>{count_width}}" if view.alive is not None else ""
   lines.append(Text(head + f"  {'entropy':>7}", style="dim", no_wrap=True))
   for step in range(view.steps + 1):
-    lines += _step_lines(view, step, vocab_piece, columns, cell, room, count_width)
-  lines.append(Text(_legend(view), style="dim"))
+    lines += _step_lines(view, step, vocab_piece, layout, room, count_width)
+  lines.append(_legend(view, colour))
   if not colour:
     lines = [Text(line.plain, no_wrap=True) for line in lines]
   return Group(*lines)
@@ -96,8 +100,9 @@ def render_ranking(
   *,
   relevant: Sequence[str] = (),
   title: str = "",
+  width: int = 80,
 ) -> Table:
-  """Draws a ranking, best first: rank, score, document id, title. Relevant documents carry a star.
+  """Draws a ranking, best first: rank, score, document id, title. Documents known to be relevant carry a star.
 
   Args:
     scores: one score a document, in the order of the ranking.
@@ -105,6 +110,7 @@ def render_ranking(
     titles: their titles.
     relevant: ids of the documents that are known to answer the query.
     title: a line above, for example the query.
+    width: columns to fill at most; long ids and titles are shortened.
 
   Raises:
     ValueError: lists of different lengths.
@@ -113,17 +119,18 @@ def render_ranking(
     raise ValueError(
       f"a ranking has {len(scores)} scores, {len(doc_ids)} doc_ids, {len(titles)} titles; equal numbers are needed"
     )
-  table = Table(
-    title=Text(title) if title else None, title_justify="left", title_style="bold", box=None, pad_edge=False
-  )
+  numbers = [f"{score:.2f}" for score in scores]
+  number_width, id_width = max([5, *map(len, numbers)]), min(max([6, *map(_columns, doc_ids)]), width // 3)
+  title_width = max(8, width - id_width - number_width - 4 - 3 - 4 * 2)  # without rank, hit and the gaps
+  table = Table(title=Text(title, style="bold") if title else None, title_justify="left", box=None, pad_edge=False)
   table.add_column("rank", justify="right")
   table.add_column("score", justify="right")
-  table.add_column("doc_id", overflow="ellipsis", no_wrap=True, max_width=28)
-  table.add_column("title", overflow="ellipsis", no_wrap=True)
-  for rank, (score, doc_id, name) in enumerate(zip(scores, doc_ids, titles, strict=True), 1):
+  for heading in ("hit", "doc_id", "title"):
+    table.add_column(heading)
+  for rank, (number, doc_id, name) in enumerate(zip(numbers, doc_ids, titles, strict=True), 1):
     hit = doc_id in relevant
-    cells = (str(rank), f"{score:.2f}", doc_id, name + (" *" if hit else ""))
-    table.add_row(*(Text(cell) for cell in cells), style="bold green" if hit else "")
+    cells = (str(rank), number, "*" if hit else "", display_piece(doc_id, id_width), display_piece(name, title_width))
+    table.add_row(*map(Text, cells), style="bold" if hit else "")
   return table
 
 
@@ -150,21 +157,20 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
   view = _row_view(trace, row)
   lines, length = view.steps + 1, view.canvas.shape[1]
   strips = 2 if view.alive is not None else 1
-  figure = Figure(figsize=(10, 1.75 + 0.36 * max(lines, 4)), dpi=160, facecolor="white", layout="constrained")
+  figure = Figure(figsize=(10, 2.0 + 0.36 * max(lines, 2)), dpi=160, facecolor="white", layout="constrained")
   FigureCanvasAgg(figure)
   grid = figure.add_gridspec(1, 1 + strips, width_ratios=[8.2 - strips * 0.9] + [1.0] * strips)
   axes = figure.add_subplot(grid[0, 0])
-  _draw_cells(
-    axes, view, vocab_piece, font=float(np.clip(110 / length, 5.2, 9.5)), letters=int(np.clip(92 / length, 4, 14))
-  )
-  axes.set_title(_two_lines(title, 92), loc="left", fontsize=11, color=INK, pad=26)
+  _draw_cells(axes, view, vocab_piece, cell_points=(8.9 - strips * 0.95) * 72 / length)
+  axes.set_title(_two_lines(title, 92), loc="left", fontsize=11, color=INK, pad=26, parse_math=False)
   if view.alive is not None:
     _draw_documents(figure.add_subplot(grid[0, 1], sharey=axes), view)
   _draw_entropy(figure.add_subplot(grid[0, strips], sharey=axes), view)
   bar = figure.colorbar(
     ScalarMappable(Normalize(0, 1), CONFIDENCE_COLOURS), ax=axes, location="bottom", fraction=0.05, aspect=45, pad=0.04
   )
-  bar.set_label("probability of the token when it was committed", fontsize=8, color=INK)
+  marks = "orange frame: committed at this step" + ("; cross: taken back to MASK" if view.back.any() else "")
+  bar.set_label(f"probability of the token when it was committed  (grey: MASK; {marks})", fontsize=8, color=INK)
   bar.ax.tick_params(labelsize=7, color=FAINT)
   bar.outline.set_visible(False)
   path = Path(path)
@@ -214,39 +220,46 @@ def _columns(text: str) -> int:
   return sum(wide(c) for c in text)
 
 
-def _layout(view: _RowView, vocab_piece: Callable[[int], str], room: int) -> tuple[int, int]:
-  """Chooses how many positions stand on a line and how wide a cell is: as wide as needed, if two lines suffice."""
+def _layout(view: _RowView, vocab_piece: Callable[[int], str], room: int) -> list[list[tuple[int, int]]]:
+  """Breaks the canvas into lines of (position, cell width) that fit `room` columns.
+
+  A cell is as wide as the longest piece that ever stands in it. Where that needs more than three lines, pieces are
+  shortened until three suffice, but not below five columns.
+  """
   length = view.canvas.shape[1]
-  shown = {int(token) for token in view.canvas[~view.masked]}
-  needed = max([_columns(display_piece(vocab_piece(token), 14)) for token in shown], default=2) + 2  # brackets
-  needed = max(needed, len(MASK_GLYPH) + 2)
-  lines = 1 if length * (needed + 1) - 1 <= room or length <= 8 else 2
-  columns = -(-length // lines)
-  while columns > 1 and (room + 1) // columns - 1 < 6:  # narrower cells would hold nothing readable
-    columns -= 1
-  columns = -(-length // -(-length // columns))  # even lines
-  return columns, min(needed, (room + 1) // columns - 1)
+  pieces = [
+    {display_piece(vocab_piece(int(token)), room - 2) for token in view.canvas[~view.masked[:, i], i]}
+    for i in range(length)
+  ]
+  longest = [max((_columns(piece) for piece in seen), default=0) for seen in pieces]
+  for limit in range(max([5, *longest]), 4, -1):
+    lines, used = [[]], 0
+    for place in range(length):
+      cell = max(min(longest[place], limit), len(MASK_GLYPH)) + 2  # brackets
+      if lines[-1] and used + cell > room:
+        lines.append([])
+        used = 0
+      lines[-1].append((place, cell))
+      used += cell
+    if len(lines) <= 3:
+      break
+  return lines
 
 
-def _step_lines(view, step, vocab_piece, columns, cell, room, count_width) -> list[Text]:
-  """Draws one step: its canvas, wrapped into lines of `columns` cells, with the numbers on the first."""
+def _step_lines(view, step, vocab_piece, layout, room, count_width) -> list[Text]:
+  """Draws one step: its canvas on the lines of the layout, with the numbers on the first."""
   lines = []
-  for start in range(0, view.canvas.shape[1], columns):
-    line = Text(f"{step:>4}  " if start == 0 else " " * 6, style="", no_wrap=True)
-    body = Text()
-    for place in range(start, min(start + columns, view.canvas.shape[1])):
-      body.append_text(_terminal_cell(view, step, place, vocab_piece, cell))
-      body.append(" ")
-    body.rstrip()
-    body.append(" " * (room - _columns(body.plain)))
-    line.append_text(body)
-    if start == 0:
+  for index, cells in enumerate(layout):
+    line = Text(f"{step:>4}  " if index == 0 else " " * 6, no_wrap=True)
+    for place, cell in cells:
+      line.append_text(_terminal_cell(view, step, place, vocab_piece, cell))
+    if index == 0:
+      line.append(" " * (room + 6 - _columns(line.plain)))
       if view.alive is not None:
         line.append(f"  {view.alive[step]:>{count_width}}")
       entropy = view.entropy[step]
       line.append(f"  {'-' if np.isnan(entropy) else f'{entropy:.2f}':>7}", style="dim")
-    else:
-      line.rstrip()
+    line.rstrip()
     lines.append(line)
   return lines
 
@@ -258,22 +271,30 @@ def _terminal_cell(view, step, place, vocab_piece, cell) -> Text:
     text, style = mark + MASK_GLYPH, "magenta" if view.back[step, place] else "dim"
   else:
     piece = display_piece(vocab_piece(int(view.canvas[step, place])), cell - 2)
+    text, style = f" {piece} ", _confidence_style(view.confidence[step, place])
     if view.new[step, place]:
-      confidence = view.confidence[step, place]
-      text = f"[{piece}]"
-      style = next(style for least, style in CONFIDENCE_STYLES if confidence >= least)
-    else:
-      text, style = f" {piece} ", ""
+      text, style = f"[{piece}]", f"{style} bold reverse"
   return Text(text + " " * (cell - _columns(text)), style=style)
 
 
-def _legend(view: _RowView) -> str:
-  legend = f"{MASK_GLYPH} masked   [x] committed at this step"
-  return legend + (f"   {REOPENED}{MASK_GLYPH} taken back to MASK" if view.back.any() else "")
+def _confidence_style(confidence: float) -> str:
+  return next((style for least, style in CONFIDENCE_STYLES if confidence >= least), CONFIDENCE_STYLES[-1][1])
 
 
-def _draw_cells(axes, view: _RowView, vocab_piece, *, font: float, letters: int) -> None:
-  """Draws the grid of tokens."""
+def _legend(view: _RowView, colour: bool) -> Text:
+  legend = Text(f"{MASK_GLYPH} masked   [x] committed at this step", style="dim")
+  if view.back.any():
+    legend.append(f"   {REOPENED}{MASK_GLYPH} taken back")
+  if colour:
+    legend.append("   p ")
+    for least, style in reversed(CONFIDENCE_STYLES):
+      legend.append(f">{least:g} " if least else "low ", style=f"not dim {style}")
+  return legend
+
+
+def _draw_cells(axes, view: _RowView, vocab_piece, *, cell_points: float) -> None:
+  """Draws the grid of tokens, all in the font size at which the longest fits its cell."""
+  texts, font = _fit_pieces({int(token) for token in view.canvas[~view.masked]}, vocab_piece, 0.76 * cell_points)
   lines, length = view.canvas.shape
   for t in range(lines):
     for i in range(length):
@@ -281,22 +302,43 @@ def _draw_cells(axes, view: _RowView, vocab_piece, *, font: float, letters: int)
       face = "#e4e7ec" if masked else CONFIDENCE_COLOURS(confidence)
       axes.add_patch(Rectangle((i - 0.46, t - 0.42), 0.92, 0.84, facecolor=face, edgecolor="none"))
       if view.new[t, i]:
-        axes.add_patch(
-          Rectangle((i - 0.46, t - 0.42), 0.92, 0.84, facecolor="none", edgecolor=ACCENT, linewidth=1.8, zorder=3)
-        )
+        frame = Rectangle((i - 0.43, t - 0.4), 0.86, 0.8, facecolor="none", edgecolor=ACCENT, linewidth=1.8, zorder=3)
+        axes.add_patch(frame)
       if view.back[t, i]:
         axes.plot([i - 0.4, i + 0.4], [t - 0.34, t + 0.34], color=ACCENT, linewidth=1.2, zorder=3)
         axes.plot([i - 0.4, i + 0.4], [t + 0.34, t - 0.34], color=ACCENT, linewidth=1.2, zorder=3)
       elif not masked:
-        text = display_piece(vocab_piece(int(view.canvas[t, i])), letters)
         ink = "white" if confidence > 0.6 else INK
-        axes.text(i, t, text, ha="center", va="center", fontsize=font, color=ink, parse_math=False, zorder=4)
+        axes.text(
+          i,
+          t,
+          texts[int(view.canvas[t, i])],
+          ha="center",
+          va="center",
+          fontsize=font,
+          color=ink,
+          parse_math=False,
+          zorder=4,
+        )
   axes.set(xlim=(-0.5, length - 0.5), ylim=(lines - 0.45, -0.55), xticks=range(length), yticks=range(lines))
   axes.xaxis.tick_top()
   axes.xaxis.set_label_position("top")
   axes.set_xlabel("canvas position", fontsize=8, color=FAINT)
-  axes.set_ylabel("step", fontsize=9, color=INK)
+  axes.set_ylabel("forward passes", fontsize=9, color=INK)
   _quiet(axes)
+
+
+def _fit_pieces(tokens: set[int], vocab_piece: Callable[[int], str], room: float) -> tuple[dict[int, str], float]:
+  """Shortens pieces to `room` points at the smallest legible font; returns them and the largest font that fits all."""
+  smallest, largest = 5.5, 9.5
+  width = lambda text: TextPath((0, 0), text, size=1.0).get_extents().width  # in font sizes
+  texts = {}
+  for token in tokens:
+    piece = vocab_piece(token)
+    fitting = (display_piece(piece, columns) for columns in range(len(piece), 1, -1))
+    texts[token] = next((text for text in fitting if width(text) * smallest <= room), display_piece(piece, 2))
+  longest = max((width(text) for text in texts.values()), default=0.0)
+  return texts, float(np.clip(room / max(longest, 1.0), smallest, largest))
 
 
 def _draw_documents(axes, view: _RowView) -> None:

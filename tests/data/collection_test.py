@@ -122,3 +122,11 @@ print(len(first.documents), first.fingerprint[:12])
   assert built.startswith(f"pydocs: {count} documents")
   assert built.endswith(f"sha256 {fingerprint}")
   assert again == "again"
+
+
+def test_queries_that_nothing_answers_are_counted(folder, tmp_path):
+  (folder / "queries.train.jsonl").unlink()
+  (folder / "qrels.tsv").write_text("2\tb\t0\n")
+  collection = load_collection("folder", path=folder, data_dir=tmp_path)
+  assert not collection.queries
+  assert collection.skipped == {"query without a relevant document": 2}

@@ -2,7 +2,8 @@
 
 import pickle
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -122,7 +123,7 @@ def test_too_many_lines_are_sampled_by_seed():
 def test_what_cannot_be_trained_is_said():
   with pytest.raises(ValueError, match="hold no words"):
     train_vocabulary([" ", "\n"], 400)
-  with pytest.raises(ValueError, match="vocabulary of 100 rows is too small.*at least 2"):
+  with pytest.raises(ValueError, match=r"vocabulary of 100 rows is too small.*at least 2"):
     train_vocabulary(["some words"], 100)
   with pytest.raises(ValueError, match="both be 0 or both positive"):
     train_vocabulary(["some words"], 400, docid_levels=2)

@@ -13,7 +13,7 @@ def traced(toy, constrained):
   inputs = (toy.params(0), prompt, canvas, row_seeds, banned)
   spec = dict(
     denoise=toy.denoise,
-    options=DecodeOptions(Confidence(), toy.mask, remask=1, finish_when_unique=False),
+    options=DecodeOptions(Confidence(), toy.mask, remask=2, finish_when_unique=False),
     steps=4,
     codes=codes,
   )

@@ -23,7 +23,7 @@ def some_targets(rows, length):
 
 @pytest.mark.parametrize("schedule", [corruption.Linear(), corruption.Cosine()])
 def test_weight_is_minus_alpha_prime_over_masked_share(schedule):
-  t = jnp.linspace(0.01, 0.99, 57)
+  t = jnp.concatenate([jnp.geomspace(2**-24, 0.01, 30), jnp.linspace(0.01, 0.99, 57)])
   minus_alpha_prime = jax.vmap(jax.grad(schedule.mask_probability))(t)  # -d alpha/dt = d(1 - alpha)/dt
   np.testing.assert_allclose(schedule.weight(t), minus_alpha_prime / schedule.mask_probability(t), rtol=1e-5)
 

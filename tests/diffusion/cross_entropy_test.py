@@ -105,6 +105,16 @@ def test_bfloat16_inputs_have_float32_logits_and_bfloat16_gradients():
     np.testing.assert_allclose(actual.astype(np.float32), wanted, rtol=2**-7, atol=1e-3)  # one rounding
 
 
+def test_no_logits_are_ever_rounded_to_bfloat16():
+  """In the program itself: a compiler may keep more digits than it is asked for, so values cannot tell."""
+  hidden, unembedding, bias, targets, _ = problem(8, 16, 40, 37, seed=4)
+  hidden, unembedding, bias = (x.astype(jnp.bfloat16) for x in (hidden, unembedding, bias))
+  loss = lambda h, u, b: cross_entropy.chunked_token_nll(h, u, b, targets, 37, 12).sum()
+  program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(hidden, unembedding, bias))
+  assert "f32[8,12]" in program  # tokens x chunk
+  assert "bf16[8,12]" not in program
+
+
 def test_a_target_in_the_padding_is_infinite_and_its_zero_cotangent_harmless():
   hidden, unembedding, bias, targets, cotangent = problem(3, 4, 12, 8, seed=5)
   targets = targets.at[1].set(9)

@@ -4,7 +4,6 @@ The configs are made for the input at hand, `corpus-FINGERPRINT` and `queries-FI
 gets another fingerprint, hence another place on disk, and is built anew.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 import dataclasses
 import hashlib
@@ -79,36 +78,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
     del dl_manager  # nothing is downloaded
     if self.source.part == "corpus":
-      documents, skipped = reader.read_corpus(reader.corpus_file(self.source.path), self.source.on_bad_row)
-      return {storage.CORPUS_SPLIT: self._generate_examples(documents, skipped)}
-    splits, skipped = read_splits(self.source.path, self.source.on_bad_row)
-    return {name: self._generate_examples(queries, skipped) for name, queries in splits.items()}
+      return {storage.CORPUS_SPLIT: self._generate_examples(self._documents())}
+    splits, skipped = reader.read_splits(self.source.path, self.source.on_bad_row)
+    storage.metadata(self)["skipped"] = dict(skipped)
+    return {name: self._generate_examples(queries) for name, queries in splits.items()}
 
-  def _generate_examples(
-    self, records: Iterable[Document | Query], skipped: Counter[str]
-  ) -> Iterator[tuple[int, dict[str, Any]]]:
+  def _generate_examples(self, records: Iterable[Document | Query]) -> Iterator[tuple[int, dict[str, Any]]]:
     for key, record in enumerate(records):
       yield key, storage.record_example(record)
-    storage.metadata(self)["skipped"] = dict(sorted(skipped.items()))
 
-
-def read_splits(path: str | Path, on_bad_row: reader.OnBadRow) -> tuple[dict[str, list[Query]], Counter[str]]:
-  """Reads all queries of a folder, checked against its corpus; splits without any query are left out."""
-  documents, _ = reader.read_corpus(reader.corpus_file(path), on_bad_row)
-  doc_ids = {document.doc_id for document in documents}
-  splits: dict[str, list[Query]] = {}
-  total: Counter[str] = Counter()
-  for split, (queries_file, qrels_file) in reader.query_files(path).items():
-    if qrels_file is None:
-      queries, skipped = reader.read_queries(queries_file, on_bad_row, doc_ids)
-      found = list(queries)
-    else:
-      judgements, bad_judgements = reader.read_judgements(qrels_file, on_bad_row, doc_ids)
-      queries, skipped = reader.read_judged_queries(queries_file, judgements, on_bad_row)
-      found = list(queries)
-      total += bad_judgements
-      total[reader.UNKNOWN_QUERY] += len(judgements.keys() - {query.query_id for query in found})
-    total += skipped
-    if found:
-      splits[split] = found
-  return splits, +total
+  def _documents(self) -> Iterator[Document]:
+    """Streams the corpus; what was skipped is known, and kept, at its end."""
+    file = reader.corpus_file(self.source.path)
+    documents, skipped = reader.read_corpus(file, self.source.on_bad_row)
+    count = 0
+    for document in documents:
+      count += 1
+      yield document
+    if not count:
+      raise ValueError(f"{file} has no documents")
+    storage.metadata(self)["skipped"] = dict(skipped)

@@ -14,7 +14,7 @@ counted.
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 import json
 from pathlib import Path
 import re
@@ -89,20 +89,27 @@ def read_queries(
 
 
 def read_judged_queries(
-  file: str | Path, judgements: Judgements, on_bad_row: OnBadRow = "error"
-) -> tuple[Iterator[Query], Counter[str]]:
-  """Streams the queries of a BEIR queries.jsonl that `judgements` has relevant documents for; counts the others."""
+  file: str | Path, judgements: Mapping[str, Judgements], on_bad_row: OnBadRow = "error"
+) -> tuple[dict[str, list[Query]], Counter[str]]:
+  """Reads a BEIR queries.jsonl into the splits whose judgements name a relevant document for the query.
+
+  Returns:
+    The queries of each split, and the counts of skipped rows by fault. A query that no split answers, and a judgement
+    of a query that the file does not have, are counted, not errors.
+  """
   path, skipped, seen = _existing(file), Counter[str](), set[str]()
 
-  def parse(line: bytes, place: str) -> Query | None:
-    query_id, text = _question(_parse_object(line, place), seen, place)
-    graded = judgements.get(query_id)
-    if not graded:
-      skipped[NO_ANSWER] += 1
-      return None
-    return Query(query_id, text, tuple(graded), tuple(graded.values()))
+  def parse(line: bytes, place: str) -> tuple[str, str]:
+    return _question(_parse_object(line, place), seen, place)
 
-  return _read_lines(path, parse, on_bad_row, skipped), skipped
+  splits: dict[str, list[Query]] = {split: [] for split in judgements}
+  for query_id, text in _read_lines(path, parse, on_bad_row, skipped):
+    answers = {split: graded[query_id] for split, graded in judgements.items() if query_id in graded}
+    for split, grades in answers.items():
+      splits[split].append(Query(query_id, text, tuple(grades), tuple(grades.values())))
+    skipped[NO_ANSWER] += not answers
+  skipped[UNKNOWN_QUERY] += sum(len(graded.keys() - seen) for graded in judgements.values())
+  return splits, +skipped
 
 
 def read_judgements(
@@ -176,6 +183,27 @@ def corpus_file(folder: str | Path) -> Path:
   if not (folder / "corpus.jsonl").is_file():
     raise FileNotFoundError(f"{folder} has no corpus.jsonl; a corpus is a folder with {EXPECTED}")
   return folder / "corpus.jsonl"
+
+
+def read_splits(folder: str | Path, on_bad_row: OnBadRow = "error") -> tuple[dict[str, list[Query]], Counter[str]]:
+  """Reads all queries of a folder, checked against its corpus; splits without any query are left out."""
+  documents, _ = read_corpus(corpus_file(folder), on_bad_row)
+  doc_ids = {document.doc_id for document in documents}
+  splits: dict[str, list[Query]] = {}
+  total: Counter[str] = Counter()
+  judged: dict[str, Judgements] = {}
+  for split, (queries_file, qrels_file) in query_files(folder).items():
+    if qrels_file is None:
+      queries, skipped = read_queries(queries_file, on_bad_row, doc_ids)
+      splits[split] = list(queries)
+    else:
+      judged[split], skipped = read_judgements(qrels_file, on_bad_row, doc_ids)
+    total += skipped
+  if judged:
+    answered, skipped = read_judged_queries(Path(folder) / "queries.jsonl", judged, on_bad_row)
+    splits |= answered
+    total += skipped
+  return {split: queries for split, queries in sorted(splits.items()) if queries}, total
 
 
 # --- one line ---

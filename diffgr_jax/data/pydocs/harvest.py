@@ -212,7 +212,7 @@ def strip_signature(doc: str, name: str) -> str:
 
 def _after_signature(line: str, name: str) -> str | None:
   """The words behind the signature on a line; '' where there are none; None where the line is no signature."""
-  head = re.match(rf"(?:\w+\.)*{re.escape(name)}\s*\(", line)
+  head = re.match(r"([\w.]*\w)\s*\(", line)
   if not head:
     return None
   depth = 1
@@ -223,10 +223,11 @@ def _after_signature(line: str, name: str) -> str | None:
   else:
     return None
   rest = line[end + 1 :].strip()
-  arrow = re.match(r"(?:->|=>|-->|--|:|=)\s*", rest)
-  if not rest or not arrow:
-    return "" if not rest else None
-  rest = rest[arrow.end() :]
+  arrow = re.match(r"(->|=>|-->|--|:|=)\s*", rest)
+  own_name = head[1].rpartition(".")[2] == name
+  if not (own_name and (arrow or not rest)) and not (arrow and ">" in arrow[1]):
+    return None  # a sentence that begins with a call
+  rest = re.sub(r"^\w[.,]\s+", "", rest[arrow.end() :]) if arrow else ""  # `-> v, remove the key`
   return rest if len(_words(rest)) > 3 else ""
 
 

@@ -25,6 +25,7 @@ from diffgr_jax.data import storage
 from diffgr_jax.data.pydocs import harvest
 from diffgr_jax.data.records import Document, Query
 
+# Who changes how splits or queries are made must raise HARVEST_VERSION, so that they are built anew.
 SPLITS = (("train", 0.7), ("valid", 0.1), ("test", 0.2))
 SPLIT_SEED = "diffgr_jax.pydocs"
 MIN_QUERY_WORDS = 3

@@ -137,9 +137,11 @@ def test_judgements_count_from_one_and_keep_their_grades(tmp_path, header):
   assert judgements == {"q": {"a": 3, "c": 1}, "s": {"a": 2}}
   assert not skipped
   file = write(tmp_path / "queries.jsonl", {"_id": "q", "text": "who"}, {"_id": "r", "text": "what"})
-  queries, skipped = reader.read_judged_queries(file, judgements)
-  assert list(queries) == [Query("q", "who", ("a", "c"), (3, 1))]
-  assert skipped == {reader.NO_ANSWER: 1}
+  splits, skipped = reader.read_judged_queries(file, {"dev": judgements, "test": {"r": {"b": 1}}})
+  assert splits == {"dev": [Query("q", "who", ("a", "c"), (3, 1))], "test": [Query("r", "what", ("b",), (1,))]}
+  assert skipped == {reader.UNKNOWN_QUERY: 1}  # s
+  splits, skipped = reader.read_judged_queries(file, {"dev": judgements})
+  assert skipped == {reader.UNKNOWN_QUERY: 1, reader.NO_ANSWER: 1}  # s, and r
 
 
 def test_query_files_of_each_shape(tmp_path):

@@ -29,7 +29,8 @@ SPLIT = {
   "an abbreviation ends no sentence": ("Take a thing, e.g. Foo.\n\n" + REST, "Take a thing, e.g. Foo."),
   "one signature": ("S.name(sub[, (start, end)]) -> int\n\nReturn it.\n\n" + REST, "Return it."),
   "several signatures": ("name(stop) -> object\nname(start, stop) -> object\n\nReturn it.\n\n" + REST, "Return it."),
-  "words behind a signature stay": ("D.name(k[,d]) -> v, remove key k from D.\n" + REST, "v, remove key k from D."),
+  "words behind a signature stay": ("D.name(k[,d]) -> v, remove key k from D.\n" + REST, "remove key k from D."),
+  "the signature of another name": ("alias(k) => [int, int]\n\nReturn it.\n\n" + REST, "Return it."),
   "a call in prose is no signature": ("name(x) must be called first.\n\n" + REST, "name(x) must be called first."),
 }
 
@@ -42,7 +43,7 @@ def test_docstring_is_split(doc, summary):
 def test_repeats_of_the_summary_are_removed():
   entry = harvest.make_entry("m.f", "Read a file.\n\nTo READ a\n  file: one two. Three four five. Read a file.")
   assert entry.summary == "Read a file."
-  assert entry.text.split() == "To one two. Three four five.".split()
+  assert entry.text.split() == ["To", "one", "two.", "Three", "four", "five."]
 
 
 def test_a_docstring_needs_five_words_beyond_its_summary():

@@ -1,0 +1,38 @@
+# Two commands: `make quickstart` trains and asks a small model; `make test` runs the tests. Both set .venv up by themselves.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+WORKDIR ?= workdir/quickstart
+CONFIG ?= configs/quickstart.py
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: quickstart test lint format clean
+
+quickstart: $(VENV)/.runtime  ## build the embedded corpus, train, evaluate, show three queries
+	$(RUN) -m diffgr_jax.main --config=$(CONFIG) --workdir=$(WORKDIR)
+
+test: $(VENV)/.dev lint  ## lint, type check, all tests
+	$(RUN) -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright --level error
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# A set-up that was broken off leaves no stamp and is made again.
+$(VENV)/.runtime: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffgr_jax needs Python 3.11 or newer; set PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:  ## remove the virtual environment and what the quickstart made
+	rm -rf $(VENV) workdir

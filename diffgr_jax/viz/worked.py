@@ -1,0 +1,120 @@
+"""One query answered in full: the ranking of one-pass scoring, and how a DocID is denoised beside it."""
+
+from dataclasses import dataclass
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from diffgr_jax.data.pipeline import encode_prompts
+from diffgr_jax.decoding.canvas import DecodeOptions
+from diffgr_jax.decoding.constraint import matching_documents
+from diffgr_jax.decoding.policies import make_policy
+from diffgr_jax.decoding.scoring import one_pass_retrieve
+from diffgr_jax.decoding.trace import Trace, trace_decode
+from diffgr_jax.training.run import Run
+from diffgr_jax.viz.steps import draw_trace, render_ranking, render_trace
+
+
+@dataclass(frozen=True)
+class Answer:
+  """What a model says to one query."""
+
+  run: Run
+  query: str
+  ranked: np.ndarray  # indices of documents, best first
+  scores: np.ndarray  # their one-pass scores, in nats
+  trace: Trace
+  denoised: int | None  # index of the document that denoising named; None: the DocID does not exist
+
+  def to_json(self) -> str:
+    index = self.run.index
+    return json.dumps(
+      {
+        "query": self.query,
+        "ranking": [
+          {"doc_id": index.doc_ids[i], "title": index.titles[i], "score": round(float(score), 4)}
+          for i, score in zip(self.ranked, self.scores, strict=True)
+        ],
+        "denoised": None if self.denoised is None else index.doc_ids[self.denoised],
+        "tokens": [self.run.vocab.piece(int(token)) for token in self.trace.canvas[-1, 0]],
+        "step_map": self.trace.step_map[0].tolist(),
+      }
+    )
+
+  def draw(self, path: Path) -> Path:
+    """Draws the denoising as a PNG."""
+    return draw_trace(self.trace, 0, self.run.vocab.piece, f'"{self.query}"', path)
+
+
+def answer_query(run: Run, params: Any, query: str, *, top: int = 10, constrained: bool = True) -> Answer:
+  """Ranks all documents in one pass, and denoises one DocID in the config's number of steps, keeping every step."""
+  prompt = jnp.asarray(encode_prompts([query], run.vocab, run.config.prompt_length))
+  codes, scored = jnp.asarray(run.index.codes), jnp.asarray(run.index.scored)
+  ranked, scores = one_pass_retrieve(
+    params,
+    prompt,
+    codes,
+    scored,
+    run.banned,
+    denoise=run.denoiser,
+    mask_id=run.vocab.mask_id,
+    k=min(top, len(run.index.doc_ids)),
+  )
+  trace = trace_decode(
+    params,
+    prompt,
+    jnp.full((1, run.index.canvas_length), run.vocab.mask_id, jnp.int32),
+    jnp.zeros((1,), jnp.int32),
+    run.banned,
+    denoise=run.denoiser,
+    options=DecodeOptions(
+      policy=make_policy(run.config.policy, run.config.threshold), mask_id=run.vocab.mask_id, remask=run.config.remask
+    ),
+    steps=run.config.decode_steps,
+    codes=codes if constrained else None,
+  )
+  matches = np.flatnonzero(np.asarray(matching_documents(jnp.asarray(trace.canvas[-1]), codes, scored))[0])
+  return Answer(
+    run, query, np.asarray(ranked)[0], np.asarray(scores)[0], trace, int(matches[0]) if len(matches) else None
+  )
+
+
+def show_answer(answer: Answer, *, relevant: tuple[str, ...] = (), console: Console | None = None) -> None:
+  """Prints the ranking and the denoising steps."""
+  console = console or Console()
+  index = answer.run.index
+  console.print()
+  console.print(
+    render_ranking(
+      answer.scores.tolist(),
+      [index.doc_ids[i] for i in answer.ranked],
+      [index.titles[i] for i in answer.ranked],
+      relevant=relevant,
+      title=f'"{answer.query}"',
+    )
+  )
+  found = "no document" if answer.denoised is None else index.titles[answer.denoised]
+  console.print(
+    render_trace(
+      answer.trace,
+      0,
+      answer.run.vocab.piece,
+      title=f"denoised to: {found}",
+      width=min(console.width, 120),
+      colour=console.is_terminal,
+    )
+  )
+
+
+def show_worked_queries(run: Run, params: Any, queries: list[tuple[str, tuple[str, ...]]], png: Path) -> Path | None:
+  """Answers a few queries, each with the ids of its known documents, and draws the first one's denoising."""
+  drawn = None
+  for text, relevant in queries:
+    answer = answer_query(run, params, text, top=5)
+    show_answer(answer, relevant=relevant)
+    drawn = drawn or answer.draw(png)
+  return drawn

@@ -1,0 +1,107 @@
+"""The DocID stage: its loss by hand, its two ways of computing it, and the document-level term by enumeration."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffgr_jax.diffusion.corruption import make_process
+from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.models.transformer import init_params
+from diffgr_jax.stages.docid import DocIdStage
+
+MODEL = TransformerConfig(
+  vocab_size=24, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=16, qk_norm=True
+)
+MASK = 4
+STAGE = DocIdStage(CanvasDenoiser(MODEL, pad_id=0), make_process("exact_count"), mask_id=MASK, valid_size=20)
+CODES = np.array([[5, 6, 2, 0], [5, 7, 2, 0], [8, 2, 0, 0], [9, 6, 10, 2], [8, 6, 2, 0]], np.int32)
+INDEX = {"codes": jnp.asarray(CODES), "scored": jnp.asarray(np.cumsum(CODES == 2, axis=1) - (CODES == 2) == 0)}
+
+
+def batch_of(rows, seed=0):
+  rng = np.random.default_rng(seed)
+  prompt = rng.integers(5, 20, (rows, 6)).astype(np.int32)
+  prompt[::2, :2] = 0
+  document = rng.integers(0, len(CODES), rows).astype(np.int32)
+  return {"prompt": jnp.asarray(prompt), "docid": jnp.asarray(CODES[document]), "doc_index": jnp.asarray(document)}
+
+
+def whole_loss(stage, params, batch, key):
+  drawn, count = stage.prepare(key, batch)
+  return stage.loss(params, drawn, INDEX, count, len(batch["prompt"]))
+
+
+def test_the_loss_is_the_weighted_cross_entropy_of_the_masked_positions_per_target():
+  params, batch = init_params(MODEL, jax.random.key(0)), batch_of(8)
+  drawn, count = STAGE.prepare(jax.random.key(1), batch)
+  assert int(count) == 8 * 4  # every canvas position is a target, EOS and PAD too
+  logits = np.asarray(STAGE.denoiser(params, batch["prompt"], drawn["x_t"]), np.float64)[:, :, :20]
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  expected = 0.0
+  for row in range(8):
+    for place in range(4):
+      if drawn["x_t"][row, place] == MASK:
+        expected -= float(drawn["weight"][row, 0]) * log_probs[row, place, int(batch["docid"][row, place])]
+  loss, metrics = whole_loss(STAGE, params, batch, jax.random.key(1))
+  np.testing.assert_allclose(loss, expected / 32, rtol=1e-5)
+  assert metrics["masked_count"] == (np.asarray(drawn["x_t"]) == MASK).sum()
+
+
+def test_chunked_cross_entropy_gives_the_same_loss_and_gradient():
+  params, batch = init_params(MODEL, jax.random.key(2)), batch_of(4)
+  value = lambda stage: jax.value_and_grad(lambda p: whole_loss(stage, p, batch, jax.random.key(3))[0])(params)
+  (plain, plain_grad), (chunked, chunked_grad) = value(STAGE), value(dataclasses.replace(STAGE, ce_chunk=7))
+  np.testing.assert_allclose(plain, chunked, rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain_grad, chunked_grad)
+
+
+def test_the_parts_of_a_batch_add_up():
+  params, batch = init_params(MODEL, jax.random.key(4)), batch_of(6)
+  stage = dataclasses.replace(STAGE, document_weight=0.5)
+  drawn, count = stage.prepare(jax.random.key(5), batch)
+  whole = stage.loss(params, drawn, INDEX, count, 6)[0]
+  parts = [
+    stage.loss(params, jax.tree.map(lambda x, part=part: x[part], drawn), INDEX, count, 6)[0]
+    for part in (slice(0, 1), slice(1, 6))
+  ]
+  np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
+
+
+@pytest.mark.parametrize("process", ["all_masked", "exact_count"])
+def test_the_document_term_is_the_softmax_over_the_documents_that_agree_with_the_canvas(process):
+  params, batch = init_params(MODEL, jax.random.key(6)), batch_of(12, seed=1)
+  stage = dataclasses.replace(STAGE, process=make_process(process), document_weight=1.0)
+  drawn, count = stage.prepare(jax.random.key(7), batch)
+  logits = np.asarray(stage.denoiser(params, batch["prompt"], drawn["x_t"]), np.float64)[:, :, :20]
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  scored, expected, hits = np.asarray(INDEX["scored"]), [], []
+  for row in range(12):
+    x_t, scores = np.asarray(drawn["x_t"][row]), {}
+    for document, code in enumerate(CODES):
+      if all(x_t[i] in (MASK, code[i]) for i in range(4)):
+        scores[document] = sum(log_probs[row, i, code[i]] for i in range(4) if scored[document, i] and x_t[i] == MASK)
+    right = scores[int(batch["doc_index"][row])]
+    expected.append(np.log(sum(np.exp(s) for s in scores.values())) - right)
+    hits.append(right >= max(scores.values()))
+  _, metrics = stage.loss(params, drawn, INDEX, count, 12)
+  np.testing.assert_allclose(metrics["document_loss"], np.mean(expected), rtol=1e-5)
+  np.testing.assert_allclose(metrics["document_hits"], np.mean(hits), rtol=1e-5)
+  gradient = jax.grad(lambda p: stage.loss(p, drawn, INDEX, count, 12)[0])(params)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_denoiser_learns_the_identifiers_it_is_shown():
+  stage, batch = STAGE, batch_of(16, seed=2)
+  params = init_params(MODEL, jax.random.key(8))
+  step = jax.jit(
+    lambda p, key: jax.tree.map(lambda w, g: w - 0.3 * g, p, jax.grad(lambda q: whole_loss(stage, q, batch, key)[0])(p))
+  )
+  first = whole_loss(stage, params, batch, jax.random.key(9))[0]
+  for i in range(150):
+    params = step(params, jax.random.key(100 + i))
+  last = whole_loss(stage, params, batch, jax.random.key(9))[0]
+  assert last < 0.5 * first
