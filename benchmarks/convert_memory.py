@@ -1,6 +1,6 @@
 """Peak host memory and time of loading and converting a made-up checkpoint of about 1B parameters.
 
-    python benchmarks/convert_memory.py [--dtype=bfloat16] [--scratch=DIR]
+    python -m benchmarks.convert_memory [--dtype=bfloat16] [--scratch=DIR]
 
 Every step runs in a process of its own, and prints the growth of its peak resident memory (VmHWM) over what the imports
 took, and beside it what the parameters themselves take. The checkpoint is deleted at the end.
@@ -108,7 +108,7 @@ def main(_) -> int:
   try:
     for step in ("make", "load", "from_hf", "restore", "to_hf"):
       arguments = [f"--step={step}", f"--scratch={scratch}", f"--dtype={_DTYPE.value}"]
-      subprocess.run([sys.executable, __file__, *arguments], check=True)
+      subprocess.run([sys.executable, "-m", "benchmarks.convert_memory", *arguments], check=True)
     same = subprocess.run(["cmp", scratch / "source/model.safetensors", scratch / "back/model.safetensors"])
     print("back     " + ("byte for byte the same" if same.returncode == 0 else "DIFFERENT"))
     return same.returncode

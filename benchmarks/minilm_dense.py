@@ -1,8 +1,8 @@
-"""Dense retrieval with MiniLM computed here: `python benchmarks/minilm_dense.py --data=DIR [--documents=512]`.
+"""Dense retrieval with MiniLM computed here: `python -m benchmarks.minilm_dense --data=DIR [--documents=512]`.
 
 DIR holds corpus.jsonl {doc_id, title, text}, queries.SPLIT.jsonl {query, doc_ids} and docs_minilm_f16.npy, reference
-vectors of the documents in corpus order. Queries are encoded here and searched in the reference vectors; a sample of the
-documents is encoded here too and compared with them.
+vectors of the documents in corpus order. Queries are encoded here and searched in the reference vectors; a sample of
+the documents is encoded here too and compared with them.
 """
 
 import json

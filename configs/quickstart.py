@@ -1,4 +1,4 @@
-"""`make quickstart`: ask for a Python function in words. A small model, from nothing, on the standard library's docstrings.
+"""`make quickstart`: ask for a Python function in words. A small model, from nothing, on docstrings.
 
 Every field of a DocID run stands here; the other configs under configs/docid/ start from it and say what differs.
 `--config=configs/quickstart.py:steps=200,size=tiny` sets arguments, `--config.learning_rate=1e-3` single fields.
@@ -56,6 +56,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.qk_norm = True
   config.qkv_bias = False
   config.tie_embeddings = True
+  config.slot_embeddings = True  # a learned vector for each place of the DocID; False for pretrained models
   config.rope_theta = 10_000.0
   config.remat = "none"  # none | dots | full
   config.param_dtype = "float32"  # float32 | bfloat16
@@ -67,6 +68,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.all_masked_fraction = 0.0  # share of rows at t = 1, what one-pass scoring sees; above 0 is no bound
   config.antithetic = True  # times spread evenly over the batch
   config.document_weight = 0.0  # of the document-level softmax beside the diffusion loss
+  config.prior_weight = 1.0  # of the tokens' log frequency, subtracted in one-pass scores (0: plain)
   config.ce_chunk = 0  # vocabulary rows a chunk of the cross-entropy; 0: all logits at once
 
   # Optimization.

@@ -16,7 +16,7 @@ from diffgr_jax import cli
 from diffgr_jax.evaluation.parity import ATOL, MISS, NOT_RUN, OK, check_folder, fixture_folders
 from diffgr_jax.models.hf import ModelSpec
 from diffgr_jax.models.transformer import count_params
-from diffgr_jax.training.pretrained import convert_from_hf, convert_to_hf
+from diffgr_jax.training.pretrained import convert_from_hf, convert_to_hf, set_aside
 
 _FROM_HF = flags.DEFINE_string("from_hf", None, "Hugging Face folder to read")
 _TO_HF = flags.DEFINE_string("to_hf", None, "checkpoint of ours to read")
@@ -25,19 +25,20 @@ _OUT = flags.DEFINE_string("out", None, "folder to write; must be new or empty")
 
 
 def main(_) -> int:
-  asked = [flag.name for flag in (_FROM_HF, _TO_HF, _CHECK) if flag.value is not None]
+  asked = {flag.name: flag.value for flag in (_FROM_HF, _TO_HF, _CHECK) if flag.value is not None}
   if len(asked) != 1:
     raise ValueError(f"give exactly one of --from_hf, --to_hf and --check, not {' and '.join(asked) or 'none'}")
-  if _CHECK.value is not None:
-    return check(_CHECK.value)
+  [(action, folder)] = asked.items()
+  if action == "check":
+    return check(folder)
   if _OUT.value is None:
-    raise ValueError(f"--{asked[0]} needs --out, the folder to write")
+    raise ValueError(f"--{action} needs --out, the folder to write")
   start = time.perf_counter()
-  if _FROM_HF.value is not None:
-    spec = convert_from_hf(_FROM_HF.value, _OUT.value)
-  else:
-    spec = convert_to_hf(_TO_HF.value, _OUT.value)
+  convert = {"from_hf": convert_from_hf, "to_hf": convert_to_hf}[action]
+  spec = convert(folder, _OUT.value)
   print(f"{_OUT.value}: {describe(spec)}; {time.perf_counter() - start:.1f} s")
+  if action == "from_hf" and (aside := set_aside(_OUT.value)):
+    print(f"kept aside for --to_hf, not a part of the model: {', '.join(aside)}")
   return 0
 
 

@@ -1,12 +1,8 @@
 """A Hugging Face tokenizer.json behind the `Tokenizer` protocol of vocab.py.
 
-Its pieces keep their numbers; `Vocabulary` puts its own special tokens before and DocID tokens behind them:
-
-    tokenizer.json   [PAD] ... [CLS] [SEP] [MASK] ... the  ##ing            pieces 0 .. n-1
-    Vocabulary       [PAD] [BOS] [EOS] [SEP] [MASK] | pieces 0 .. n-1 | DocID tokens
-    source_rows        0    101   102   102   103   | 0 .. n-1        | NEW_ROW  the pretrained row to start from
-
-The tokenizers library is loaded when first needed, and an object pickles as its path alone.
+Its pieces keep their numbers, its own special tokens among them; which piece plays which role (the pad, the mask) is
+read from the files beside it. Where the pieces stand in a `Vocabulary` and in pretrained embeddings is the matter of
+pretrained_vocab.py. The tokenizers library is loaded when first needed, and an object pickles as its path alone.
 """
 
 from collections.abc import Sequence
@@ -16,15 +12,9 @@ from pathlib import Path
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Int
-import numpy as np
-
 if TYPE_CHECKING:
   import tokenizers
 
-  from diffgr_jax.data.vocab import Vocabulary
-
-NEW_ROW = -1  # in `source_rows`: there is no pretrained row
 WORD_MARK = "▁"
 _FILE = "tokenizer.json"
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -66,8 +56,12 @@ class HfTokenizer:
     processor.no_truncation()
     return processor
 
-  @functools.cached_property
+  @property
   def size(self) -> int:
+    return self._size
+
+  @functools.cached_property
+  def _size(self) -> int:
     return max(self.processor.get_vocab(with_added_tokens=True).values()) + 1
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -85,7 +79,7 @@ class HfTokenizer:
     if token.startswith("##"):
       return token[2:]
     if self._marks_words:
-      return token if token.startswith(WORD_MARK) else self._readable(token)
+      return token if token.startswith(WORD_MARK) else self._readable(number, token)
     return WORD_MARK + token
 
   @functools.cached_property
@@ -93,9 +87,9 @@ class HfTokenizer:
     """Whether pieces say where words begin (byte-level or sentencepiece); WordPiece says where they go on."""
     return json.loads(self.path.read_text(encoding="utf-8"))["model"]["type"] != "WordPiece"
 
-  def _readable(self, token: str) -> str:
+  def _readable(self, number: int, token: str) -> str:
     """A byte-level piece as text, its leading space as the mark of a word's start."""
-    text = self.processor.decode([self.processor.token_to_id(token)], skip_special_tokens=False)
+    text = self.processor.decode([number], skip_special_tokens=False)
     if token.startswith("Ġ"):
       return WORD_MARK + text.removeprefix(" ")
     return text or token
@@ -146,31 +140,3 @@ class HfTokenizer:
   @property
   def sep_id(self) -> int:
     return self._needed("sep")
-
-
-def source_rows(
-  vocabulary: "Vocabulary", tokenizer: HfTokenizer, *, mask_piece: int | None = None
-) -> Int[np.ndarray, "V"]:
-  """For every row in use of a vocabulary over this tokenizer, the pretrained row to start from, or `NEW_ROW`.
-
-  Args:
-    vocabulary: whose tokenizer is `tokenizer`.
-    tokenizer: of the pretrained model.
-    mask_piece: the MASK of the pretrained model where its files name none (`mask_token_id` of its config).
-
-  Returns:
-    What models/embeddings.py `remap_embeddings` takes.
-  """
-  rows = np.full(vocabulary.size, NEW_ROW, np.int32)
-  specials = {
-    vocabulary.pad_id: tokenizer.special_piece("pad"),
-    vocabulary.bos_id: tokenizer.special_piece("bos"),
-    vocabulary.eos_id: tokenizer.special_piece("eos"),
-    vocabulary.sep_id: tokenizer.special_piece("sep"),
-    vocabulary.mask_id: tokenizer.special_piece("mask") if mask_piece is None else mask_piece,
-  }
-  for row, piece in specials.items():
-    rows[row] = NEW_ROW if piece is None else piece
-  first = len(specials)
-  rows[first : first + tokenizer.size] = np.arange(tokenizer.size)
-  return rows

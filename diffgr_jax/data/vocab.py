@@ -26,6 +26,8 @@ from jaxtyping import Bool
 import numpy as np
 import sentencepiece
 
+from diffgr_jax.data.hf_tokenizer import HfTokenizer
+
 SPECIAL_TOKENS = ("[PAD]", "[BOS]", "[EOS]", "[SEP]", "[MASK]")
 ROW_MULTIPLE = 128  # embedding tables are padded to it, for the tensor axis of a mesh
 WORD_MARK = "▁"  # sentencepiece's
@@ -100,7 +102,8 @@ class SentencePieceTokenizer:
 
 
 TOKENIZERS: dict[str, Callable[[Path, dict[str, Any]], Tokenizer]] = {
-  SentencePieceTokenizer.kind: SentencePieceTokenizer.load
+  SentencePieceTokenizer.kind: SentencePieceTokenizer.load,
+  HfTokenizer.kind: HfTokenizer.load,
 }
 
 

@@ -20,14 +20,13 @@ Nothing is forced after EOS: every position of a DocID canvas is a target, PAD i
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import functools
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
-import numpy as np
 
 from diffgr_jax.decoding.constraint import commit_in_turn, possible_documents
 from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
@@ -42,7 +41,7 @@ class DecodeOptions:
   mask_id: int
   remask: int = 0  # tokens taken back to MASK after a step, at most
   max_reopen: int = 1  # times that one position may be taken back
-  finish_when_unique: bool = True  # constrained: once one DocID is left, commit the rest of it at no further cost
+  finish_when_unique: bool = True  # constrained: once one DocID is left, commit the rest of it and reopen nothing
 
   def __post_init__(self):
     if not isinstance(self.policy, Policy):
@@ -140,7 +139,7 @@ def denoise_step(
     floor=jnp.where(steps_left <= 1, masked_count, 0),
     spare=jnp.minimum(options.remask, reopenable.sum(axis=-1)),
   )
-  if codes is None:
+  if codes is None or state.alive is None:
     commits, stats = commit_together(log_probs, scores, masked, place_keys, budget, options.policy)
     alive = None
   else:
@@ -157,7 +156,8 @@ def denoise_step(
       finish_when_unique=options.finish_when_unique,
     )
 
-  state = state.replace(
+  state = replace(
+    state,
     canvas=jnp.where(commits.chosen, commits.tokens, state.canvas),
     step_map=jnp.where(commits.chosen, state.step, state.step_map),
     confidence=jnp.where(commits.chosen, commits.confidence, state.confidence),
@@ -168,7 +168,7 @@ def denoise_step(
     weakest_first = rank_positions(-state.confidence, among=reopenable)
     state = _reopen(state, reopenable & (weakest_first < commits.extra[:, None]), options.mask_id)
     if codes is not None:
-      state = state.replace(alive=possible_documents(state.canvas, codes, banned, options.mask_id))
+      state = replace(state, alive=possible_documents(state.canvas, codes, banned, options.mask_id))
   return state, stats
 
 
@@ -230,15 +230,13 @@ def decode_canvas_steps(
   Yields:
     The state before the first step (with None), then every state with the statistics that led to it.
   """
-  prompt, canvas, row_seeds, banned, codes, steps, temperature = _check(
+  prompt, canvas, row_seeds, banned, codes, budget, heat = _check(
     prompt, canvas, row_seeds, banned, codes, steps, temperature
   )
   state = init_state(canvas, row_seeds, banned, codes, options.mask_id)
   yield state, None
   while int(state.step) < steps and bool(unfinished_rows(state, options.mask_id).any()):
-    state, stats = denoise_step(
-      params, prompt, state, banned, codes, steps, temperature, denoise=denoise, options=options
-    )
+    state, stats = denoise_step(params, prompt, state, banned, codes, budget, heat, denoise=denoise, options=options)
     yield state, stats
 
 
@@ -279,7 +277,8 @@ def _perturb(
 
 def _reopen(state: DecodeState, back: Bool[Array, "B L"], mask_id: int) -> DecodeState:
   """Takes positions back to MASK."""
-  return state.replace(
+  return replace(
+    state,
     canvas=jnp.where(back, mask_id, state.canvas),
     step_map=jnp.where(back, -1, state.step_map),
     confidence=jnp.where(back, 0.0, state.confidence),
@@ -295,9 +294,9 @@ def _check(prompt, canvas, row_seeds, banned, codes, steps, temperature):
     )
   if codes is not None and codes.shape[1] != canvas.shape[1]:
     raise ValueError(f"codes has DocIDs of length {codes.shape[1]}, canvas {canvas.shape[1]}; they must be equal")
-  if not isinstance(steps, jax.core.Tracer) and np.asarray(steps) < 1:
+  if not isinstance(steps, jax.Array) and steps < 1:  # an array may be traced: its value is not known yet
     raise ValueError(f"steps is {steps}; decoding needs at least 1 forward pass")
-  if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) >= 0:
+  if not isinstance(temperature, jax.Array) and not temperature >= 0:
     raise ValueError(f"temperature is {temperature}; it must be 0 (most likely token) or more")
   to_int = functools.partial(jnp.asarray, dtype=jnp.int32)
   return (

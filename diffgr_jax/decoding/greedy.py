@@ -41,10 +41,12 @@ def decode_autoregressive(
   max_new_tokens: int,
   pad_id: int,
   eos_id: int | None = None,
+  vocab_size: int | None = None,
 ) -> tuple[Int[np.ndarray, "B T"], Float[np.ndarray, "S B V"]]:
   """Greedy decoding of left-padded prompts, one whole forward pass a token.
 
   A row that emitted `eos_id` keeps it and is filled with `pad_id`; decoding ends early when every row has finished.
+  Embedding rows from `vocab_size` on are padding and never chosen (None: all rows are in use).
 
   Returns:
     Prompt and new tokens (padded as the prompt was), and the raw logits of each of the S steps.
@@ -55,7 +57,7 @@ def decode_autoregressive(
   finished, logits = np.zeros(batch, bool), []
   for end in range(length, length + max_new_tokens):
     logits.append(np.asarray(_next_logits(params, tokens, visible, jnp.int32(end), config)))
-    tokens[:, end] = np.where(finished, pad_id, logits[-1].argmax(axis=-1))
+    tokens[:, end] = np.where(finished, pad_id, logits[-1][:, :vocab_size].argmax(axis=-1))
     finished |= tokens[:, end] == eos_id
     if finished.all():
       return tokens[:, : end + 1], np.stack(logits)
@@ -70,7 +72,7 @@ def llada_schedule(masks: Int[np.ndarray, "B"], steps: int) -> Int[np.ndarray, "
   return masks[None, :] // steps + (np.arange(steps)[:, None] < masks[None, :] % steps)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mask_id", "guided"))
+@functools.partial(jax.jit, static_argnames=("config", "mask_id", "vocab_size", "guided"))
 def _llada_step(
   params: Params,
   canvas: Int[Array, "B T"],
@@ -81,13 +83,14 @@ def _llada_step(
   cfg_scale: Float[Array, ""],
   config: TransformerConfig,
   mask_id: int,
+  vocab_size: int | None,
   guided: bool,
 ) -> Int[Array, "B T"]:
   """One forward pass (two with guidance); the `count` most confident candidates of each row are written."""
   position = jnp.broadcast_to(jnp.arange(canvas.shape[1], dtype=jnp.int32), canvas.shape)
   layout = Layout(position, valid.astype(jnp.int32), jnp.zeros_like(valid))
   model = bind(config, params)
-  forward = lambda tokens: model.logits(model(tokens, layout, pattern="bidirectional"))
+  forward = lambda tokens: model.logits(model(tokens, layout, pattern="bidirectional"))[..., :vocab_size]
   logits = forward(canvas)
   if guided:
     without = forward(unconditional)
@@ -111,11 +114,13 @@ def decode_llada(
   block_length: int,
   steps: int,
   cfg_scale: float = 0.0,
+  vocab_size: int | None = None,
 ) -> Int[np.ndarray, "S B T"]:
   """LLaDA's low-confidence remasking at temperature 0 (arXiv 2502.09992, algorithm 5, in blocks).
 
   The block is a schedule, not an attention pattern: every forward pass sees the whole canvas. With `cfg_scale` w > 0 a
-  second pass sees the prompt masked, and the logits are uncond + (w + 1) (cond - uncond).
+  second pass sees the prompt masked, and the logits are uncond + (w + 1) (cond - uncond). Embedding rows from
+  `vocab_size` on are padding and never chosen (None: all rows are in use).
 
   Returns:
     The canvas (prompt included) before every forward pass, then the final one.
@@ -147,6 +152,7 @@ def decode_llada(
           jnp.float32(cfg_scale),
           config,
           mask_id,
+          vocab_size,
           cfg_scale > 0,
         )
       )

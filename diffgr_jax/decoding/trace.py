@@ -66,7 +66,7 @@ def trace_decode(
   codes: Int[ArrayLike, "N L"] | None = None,
 ) -> Trace:
   """Decodes as `decode_canvas` does, with the same arguments and the same tokens, and records every step."""
-  canvases, commit_confidence, confidence, entropy, alive = [], [], [], [], []
+  canvases, step_maps, commit_confidence, confidence, entropy, alive = [], [], [], [], [], []
   for state, stats in decode_canvas_steps(
     params,
     prompt,
@@ -80,19 +80,20 @@ def trace_decode(
     codes=codes,
   ):
     canvases.append(state.canvas)
+    step_maps.append(state.step_map)
     commit_confidence.append(state.confidence)
     if stats is not None:
       confidence.append(stats.confidence)
       entropy.append(stats.entropy)
     if state.alive is not None:
       alive.append(jnp.sum(state.alive, axis=-1))
-  no_steps = np.zeros((0, *state.canvas.shape), np.float32)
+  no_steps = np.zeros((0, *canvases[0].shape), np.float32)  # nothing was masked
   return Trace(
     canvas=_stack(canvases),
     commit_confidence=_stack(commit_confidence),
     confidence=_stack(confidence) if confidence else no_steps,
     entropy=_stack(entropy) if entropy else no_steps,
-    step_map=np.asarray(state.step_map),
+    step_map=np.asarray(step_maps[-1]),
     alive=_stack(alive) if alive else None,
     mask_id=options.mask_id,
   )

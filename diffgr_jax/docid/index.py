@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import json
 from pathlib import Path
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 
@@ -49,6 +49,16 @@ class DocIdIndex:
   def scored(self) -> Bool[np.ndarray, "N L"]:
     """The positions that a document's score sums: the tokens and EOS."""
     return self.codes != self.pad_id
+
+  def log_frequency(self, rows: int) -> Float[np.ndarray, "L {rows}"]:
+    """log of the share of documents that have a token at a position: what a model says that has not read the query.
+
+    Args:
+      rows: of the vocabulary. A token that no document has at a position gets 0; no document asks for it.
+    """
+    counts = np.zeros((self.canvas_length, rows), np.float32)
+    np.add.at(counts, (np.arange(self.canvas_length)[None, :], self.codes), 1.0)
+    return np.log(np.where(counts > 0, counts / max(len(self.codes), 1), 1.0), dtype=np.float32)
 
   def summary(self) -> str:
     """One line: documents, canvas length, mean length, how many were told apart."""

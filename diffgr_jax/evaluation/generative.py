@@ -46,6 +46,7 @@ class Method:
   steps: int = 1  # forward passes, at most
   options: DecodeOptions | None = None  # None: one-pass scoring
   constrained: bool = False
+  prior_weight: float = 0.0  # one-pass: share of the prior correction (see decoding/scoring.py)
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ def methods_of(config: Any, mask_id: int) -> tuple[Method, ...]:
   policy = make_policy(config.policy, config.threshold)
   options = DecodeOptions(policy=policy, mask_id=mask_id, remask=config.remask)
   steps = config.decode_steps
+  corrected = [Method("one-pass, prior-corrected", prior_weight=config.prior_weight)] if config.prior_weight else []
   return (
     Method("one-pass"),
+    *corrected,
     Method(f"{config.policy}, {steps} steps, constrained", steps, options, constrained=True),
     Method(f"{config.policy}, {steps} steps, free", steps, options),
   )
@@ -96,12 +99,12 @@ def evaluate_method(
   """
   batch = run.config.eval_batch_size
   prompts = encode_prompts(judged.texts, run.vocab, run.config.prompt_length)
-  codes, scored = jnp.asarray(index.codes), jnp.asarray(index.scored)
+  device_index = run.device_index(index)
   same_as = shared_identifiers(np.where(index.scored, index.codes, -1))
   if method.options is None:
-    answer = functools.partial(_place_one_pass, run, params, codes, scored, same_as)
+    answer = functools.partial(_place_one_pass, run, params, device_index, method, same_as)
   else:
-    answer = functools.partial(_place_generated, run, params, codes, scored, method)
+    answer = functools.partial(_place_generated, run, params, device_index, method)
 
   parts: list[Placements] = []
   exists, forwards = [], []
@@ -133,7 +136,9 @@ def quick_metrics(run: Run, params: Any, collection: Collection, limit: int = 51
   queries = [collection.queries["valid"][i] for i in range(min(limit, len(collection.queries.get("valid", ()))))]
   if not queries:
     return {}
-  figures, _ = evaluate_method(run, params, Method("one-pass"), judge(queries, run.index), run.index)
+  figures, _ = evaluate_method(
+    run, params, Method("one-pass", prior_weight=run.config.prior_weight), judge(queries, run.index), run.index
+  )
   return {f"valid {name}": figures[name] for name in ("Hit@1", "MRR@100")}
 
 
@@ -143,16 +148,24 @@ def _rows(prompts: np.ndarray, start: int, batch: int) -> np.ndarray:
   return np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows), axis=0)])
 
 
-def _place_one_pass(run, params, codes, scored, same_as, prompts, judged, which):
+def _place_one_pass(run, params, index, method, same_as, prompts, judged, which):
   scores = one_pass_scores(
-    params, jnp.asarray(prompts), codes, scored, run.banned, denoise=run.denoiser, mask_id=run.vocab.mask_id
+    params,
+    jnp.asarray(prompts),
+    index["codes"],
+    index["scored"],
+    run.banned,
+    method.prior_weight * index["log_frequency"],
+    denoise=run.denoiser,
+    mask_id=run.vocab.mask_id,
   )
   count = which.stop - which.start
   part = place_in_scores(np.asarray(scores)[:count], judged.relevant[which], judged.grades[which], same_as)
   return part, np.ones(count, bool), np.ones(count)
 
 
-def _place_generated(run, params, codes, scored, method, prompts, judged, which):
+def _place_generated(run, params, index, method, prompts, judged, which):
+  codes, scored = index["codes"], index["scored"]
   state = decode_canvas(
     params,
     prompts,

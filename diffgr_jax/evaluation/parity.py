@@ -70,8 +70,8 @@ def read_fixture(folder: Path) -> Fixture:
     if not (folder / name).exists():
       raise FileNotFoundError(f"{folder}: has no {name}; a folder to check holds cases.json, inputs.npz, expected.npz")
   spec, params = load_hf(folder, param_dtype="float32")
-  arrays = [dict(np.load(folder / name, allow_pickle=False)) for name in ("inputs.npz", "expected.npz")]
-  return Fixture(folder.name, spec, params, *arrays, json.loads((folder / "cases.json").read_text()))
+  inputs, expected = (dict(np.load(folder / name, allow_pickle=False)) for name in ("inputs.npz", "expected.npz"))
+  return Fixture(folder.name, spec, params, inputs, expected, json.loads((folder / "cases.json").read_text()))
 
 
 def fixture_folders(folder: str | Path) -> list[Path]:
@@ -165,7 +165,7 @@ def _equal_tokens(fixture: Fixture, name: str, ours: np.ndarray, expected: np.nd
   if ours.shape != expected.shape:
     return Check(fixture.name, name, MISS, np.inf, f"shape {ours.shape}, expected {expected.shape}")
   different = int((ours != expected).sum())
-  return Check(fixture.name, name, MISS if different else OK, different, note or f"{ours.size} tokens")
+  return Check(fixture.name, name, MISS if different else OK, float(different), note or f"{ours.size} tokens")
 
 
 def _check_mask(fixture, case, recorded, pattern: str, layout: Layout, block_size: int) -> list[Check]:
@@ -250,6 +250,7 @@ def _check_autoregressive(fixture: Fixture, case: Mapping[str, Any]) -> Iterator
     max_new_tokens=params["max_new_tokens"],
     pad_id=params["pad_token_id"],
     eos_id=params["eos_token_id"],
+    vocab_size=fixture.spec.vocab_size,
   )
   yield _equal_tokens(fixture, case["name"], output, fixture.expected[case["expected"]])
   if "step_logits" in case:
@@ -270,6 +271,7 @@ def _check_llada(fixture: Fixture, case: Mapping[str, Any]) -> Iterator[Check]:
     block_length=params["block_length"],
     steps=params["steps"],
     cfg_scale=params["cfg_scale"],
+    vocab_size=fixture.spec.vocab_size,
   )
   yield _equal_tokens(fixture, case["name"], history[-1], fixture.expected[case["expected"]])
   if "history" in case:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import functools
 import importlib.util
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,18 @@ _WIDTHS = (16, 32, 64, 128, 256, 512)  # padded lengths; one program is compiled
 _QUIET_SECONDS = 5.0
 
 
+@runtime_checkable
 class SentenceTokenizer(Protocol):
   """What `encode_texts` asks of a tokenizer (data/hf_tokenizer.py)."""
 
-  bos_id: int  # BERT's [CLS]
-  sep_id: int
-  pad_id: int
+  @property
+  def bos_id(self) -> int: ...  # BERT's [CLS]
+
+  @property
+  def sep_id(self) -> int: ...
+
+  @property
+  def pad_id(self) -> int: ...
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 

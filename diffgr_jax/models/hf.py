@@ -123,6 +123,8 @@ _LLADA_FIXED = {
   "rope_scaling": (None,),
   "scale_logits": (False,),
 }
+# What LLaDA's own class would fill in for these is another model, so they must be there.
+_LLADA_EXPLICIT = ("activation_type", "block_type", "include_bias", "layer_norm_type", "rope", "weight_tying")
 _BERT_FIXED = {
   "hidden_act": ("gelu",),
   "position_embedding_type": ("absolute",),
@@ -232,6 +234,8 @@ def _decoder_config(fields: _Fields, family: str) -> TransformerConfig:
 
 def _llada_config(fields: _Fields) -> TransformerConfig:
   d_model, n_heads = fields.need("d_model"), fields.need("n_heads")
+  for name in _LLADA_EXPLICIT:
+    fields.need(name)
   pattern, alignment = _BEHAVIOUR["llada"]
   return TransformerConfig(
     vocab_size=fields.get("embedding_size", fields.need("vocab_size")),

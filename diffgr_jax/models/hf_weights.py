@@ -163,23 +163,15 @@ def load_hf(
   return spec, unflatten(leaves)
 
 
-def _read_slice(path: str, layers: list[StoredTensor], dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
-  """The part `index` of a parameter: only these layers, rows and columns are touched."""
-  if not path.startswith("blocks."):
-    return _copy_bits(to_stored(path, layers[0].view())[index], dtype)
-  chosen, inside = layers[index[0]], index[1:]
-  first = _copy_bits(to_stored(path, chosen[0].view())[inside], dtype)
-  stacked = np.empty((len(chosen), *first.shape), dtype)
-  stacked[0] = first
-  for i, tensor in enumerate(chosen[1:], 1):
-    _assign(stacked[i], to_stored(path, tensor.view())[inside])
-  return stacked
-
-
-def _copy_bits(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  out = np.empty(values.shape, dtype)
-  _assign(out, values)
-  return out
+def _read_slice(path: str, layers: list[StoredTensor], dtype: np.dtype, index: tuple[slice, ...] | None) -> np.ndarray:
+  """The part `index` of a parameter (None: all): only these layers, rows and columns are touched."""
+  index, stacked = index or (slice(None),), path.startswith("blocks.")
+  chosen, inside = (layers[index[0]], index[1:]) if stacked else (layers, index)
+  part = lambda tensor: to_stored(path, tensor.view())[inside]
+  out = np.empty((len(chosen), *part(chosen[0]).shape), dtype)
+  for i, tensor in enumerate(chosen):
+    _assign(out[i], part(tensor))
+  return out if stacked else out[0]
 
 
 def _assign(out: np.ndarray, values: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -74,24 +75,32 @@ def read_raw_header(path: Path) -> bytes:
     return file.read(length)
 
 
-def _parse_header(path: Path, raw: bytes) -> dict[str, StoredTensor]:
+def header_tensors(path: Path, raw: bytes) -> dict[str, StoredTensor]:
+  """The tensors that a file with this header holds, without a look at the file.
+
+  Raises:
+    ValueError: a header that is no JSON, an entry without its fields, an unknown dtype, or bytes that do not fit the
+      shape.
+  """
   try:
-    header = json.loads(raw)
+    entries = json.loads(raw)
   except ValueError as error:
     raise ValueError(f"{path}: the header is no JSON ({error})") from None
-  size, start, tensors = path.stat().st_size, 8 + len(raw), {}
-  for name, entry in header.items():
+  tensors = {}
+  for name, entry in entries.items():
     if name == "__metadata__":
       continue
-    if entry["dtype"] not in DTYPES:
-      raise ValueError(f"{path}: tensor {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}")
-    dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-    expected = math.prod(shape) * dtype.itemsize
-    if end - begin != expected or begin < 0 or start + end > size:
+    try:
+      kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
       raise ValueError(
-        f"{path}: tensor {name} has to hold {expected} of the file's {size - start} bytes, not lie at {begin} to {end}"
-      )
-    tensors[name] = StoredTensor(name, path, dtype, shape, start + begin)
+        f"{path}: the header's entry of tensor {name} has no dtype, shape and two data_offsets"
+      ) from None
+    if kind not in DTYPES:
+      raise ValueError(f"{path}: tensor {name} has dtype {kind}; known are {', '.join(DTYPES)}")
+    tensors[name] = StoredTensor(name, path, DTYPES[kind], shape, 8 + len(raw) + begin)
+    if begin < 0 or end - begin != tensors[name].nbytes:
+      raise ValueError(f"{path}: tensor {name} needs {tensors[name].nbytes} bytes, but has those from {begin} to {end}")
   return tensors
 
 
@@ -99,9 +108,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
   """Every tensor of one file.
 
   Raises:
-    ValueError: a header that is no JSON, an unknown dtype, or a tensor that does not fit into the file; named.
+    ValueError: see `header_tensors`; or the file ends before a tensor does.
   """
-  return _parse_header(path, read_raw_header(path))
+  tensors, size = header_tensors(path, read_raw_header(path)), path.stat().st_size
+  for name, tensor in tensors.items():
+    if tensor.offset + tensor.nbytes > size:
+      raise ValueError(f"{path}: tensor {name} ends at byte {tensor.offset + tensor.nbytes}, but the file has {size}")
+  return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -159,24 +172,14 @@ def dtype_of(name: str) -> np.dtype:
 
 def make_header(tensors: Sequence[tuple[str, np.dtype, Sequence[int]]]) -> bytes:
   """A header for tensors that will lie one after the other, padded so that the data begins at a multiple of 8 bytes."""
-  entries, offset = {"__metadata__": {"format": "pt"}}, 0
+  entries: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pt"}}
+  offset = 0
   for name, dtype, shape in tensors:
     end = offset + math.prod(shape) * dtype.itemsize
     entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
     offset = end
   raw = json.dumps(entries, separators=(",", ":")).encode()
   return raw + b" " * (-len(raw) % 8)
-
-
-def header_tensors(path: Path, raw: bytes) -> dict[str, StoredTensor]:
-  """The tensors that a file with this header holds, without a look at the file: for writing it."""
-  entries = {name: entry for name, entry in json.loads(raw).items() if name != "__metadata__"}
-  return {
-    name: StoredTensor(
-      name, path, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + len(raw) + entry["data_offsets"][0]
-    )
-    for name, entry in entries.items()
-  }
 
 
 def create_files(headers: Mapping[Path, bytes]) -> dict[str, StoredTensor]:

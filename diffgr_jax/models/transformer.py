@@ -216,6 +216,7 @@ class Transformer(nnx.Module):
   ) -> Float[Array, "M B T D"]:
     """What goes into the first layer and what leaves each one (M = layers + 1; the last entry after the last norm)."""
     last, first, outputs = self._layers(tokens, layout, pattern, block_size, token_types, keep=True)
+    assert outputs is not None
     return jnp.concatenate([first[None], outputs[:-1], last[None]])
 
   def _layers(self, tokens, layout, pattern, block_size, token_types, keep=False):

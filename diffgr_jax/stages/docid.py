@@ -38,6 +38,7 @@ class DocIdStage:
   antithetic: bool = True
   ce_chunk: int = 0  # vocabulary rows a chunk of the cross-entropy; 0 holds all logits at once
   document_weight: float = 0.0  # of the document-level softmax
+  prior_weight: float = 0.0  # share of the tokens' log frequency that is subtracted in that score
   document_chunk: int = 4096  # documents scored at a time
 
   def prepare(self, key: Key[Array, ""], batch: Batch) -> tuple[Batch, Float[Array, ""]]:
@@ -54,7 +55,7 @@ class DocIdStage:
     Args:
       params: the model's parameters.
       batch: prompt, docid, doc_index, x_t, corrupted, weight.
-      index: `codes` Int[N, L] and `scored` Bool[N, L] of the documents that exist.
+      index: `codes` Int[N, L], `scored` Bool[N, L] and `log_frequency` Float[L, V] of the documents that exist.
       target_count: target positions of the whole global batch.
       row_count: rows of the whole global batch.
     """
@@ -89,7 +90,8 @@ class DocIdStage:
     in_use = jnp.arange(logits.shape[-1]) < self.valid_size
     log_probs = jax.nn.log_softmax(jnp.where(in_use[None, None, :], logits, -jnp.inf))
     corrupted = batch["corrupted"]
-    log_probs = jnp.where(corrupted[:, :, None], jnp.maximum(log_probs, -1e4), 0.0)  # finite: 0 * -inf is no gradient
+    log_probs = jnp.maximum(log_probs, -1e4) - self.prior_weight * index["log_frequency"][None]
+    log_probs = jnp.where(corrupted[:, :, None], log_probs, 0.0)  # finite before: 0 * -inf is no gradient
     scores = score_documents(log_probs, index["codes"], index["scored"], self.document_chunk)
     scores = jnp.where(_agrees(index["codes"], batch["docid"], ~corrupted), scores, -jnp.inf)
     right = jnp.take_along_axis(scores, batch["doc_index"][:, None], axis=-1)

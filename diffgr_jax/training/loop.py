@@ -36,7 +36,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   """
   workdir = Path(workdir)
   check_config(config)
-  mesh = make_mesh(config.mesh)
+  mesh = make_mesh(config.mesh.to_dict())
   check_batch(config, batch_shards(mesh), jax.process_count())
 
   # --- data, vocabulary, DocIDs ---
@@ -52,7 +52,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  index = jax.device_put({"codes": run.index.codes, "scored": run.index.scored}, replicated(mesh))
+  index = jax.device_put(run.device_index(), replicated(mesh))
 
   # --- model, optimizer, state ---
   schedule = learning_rate_schedule(

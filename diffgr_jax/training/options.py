@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES
+from diffgr_jax.decoding.policies import POLICIES, make_policy
+from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES, make_process
+from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.training.optimizer import DECAYS
 
 Config = Any  # an Config, whose fields have the types that configs/quickstart.py gives them
@@ -14,11 +16,13 @@ _CHOICES = {
   "process": PROCESSES,
   "schedule": tuple(SCHEDULES),
   "lr_decay": DECAYS,
+  "policy": tuple(POLICIES),
 }
 _AT_LEAST = {
   "batch_size": 1, "microbatches": 1, "steps": 1, "warmup_steps": 0, "prompt_length": 4, "canvas_length": 0,
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
-  "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "weight_decay": 0, "remask": 0,
+  "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "prior_weight": 0,
+  "weight_decay": 0, "remask": 0,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
 _SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction")
@@ -48,6 +52,9 @@ def check_config(config: Config) -> None:
     )
   if min(config.mixture.values()) < 0 or sum(config.mixture.values()) <= 0:
     raise ValueError(f"config.mixture holds weights of at least 0, one of them above 0, not {config.mixture.to_dict()}")
+  make_policy(config.policy, config.threshold)
+  make_process(config.process, config.schedule, config.all_masked_fraction)
+  transformer_config(config, config.vocab_size, canvas_length=1)
   if config.document_weight > 0 and config.ce_chunk:
     raise ValueError(
       "config.ce_chunk must be 0 when config.document_weight > 0: that term needs all logits of the canvas"
@@ -62,3 +69,28 @@ def check_batch(config: Config, shards: int, processes: int) -> None:
       f"config.batch_size ({config.batch_size}) must be a multiple of {parts}: {shards} batch shards of the mesh"
       f" x {config.microbatches} microbatches, and of the {processes} processes"
     )
+
+
+def transformer_config(config: Config, vocab_size: int, canvas_length: int) -> TransformerConfig:
+  """The transformer that the flat fields of a config describe.
+
+  Raises:
+    ValueError: sizes or parts that do not go together, by field.
+  """
+  return TransformerConfig(
+    vocab_size=vocab_size,
+    d_model=config.d_model,
+    n_layers=config.n_layers,
+    n_heads=config.n_heads,
+    n_kv_heads=config.n_kv_heads,
+    head_dim=config.head_dim or config.d_model // config.n_heads,
+    d_ff=config.d_ff,
+    qk_norm=config.qk_norm,
+    qkv_bias=config.qkv_bias,
+    tie_embeddings=config.tie_embeddings,
+    rope_theta=config.rope_theta,
+    token_types=1 + canvas_length if config.slot_embeddings else 0,
+    remat=config.remat,
+    param_dtype=config.param_dtype,
+    compute_dtype=config.compute_dtype,
+  )

@@ -17,7 +17,17 @@ from jax.sharding import SingleDeviceSharding
 import orbax.checkpoint as ocp
 
 from diffgr_jax.models.hf import ModelSpec
-from diffgr_jax.models.hf_weights import flatten, keep_hf_files, load_hf, new_folder, read_folder, save_hf, unflatten
+from diffgr_jax.models.hf_weights import (
+  EXTRA_FILE,
+  flatten,
+  keep_hf_files,
+  load_hf,
+  new_folder,
+  read_folder,
+  save_hf,
+  unflatten,
+)
+from diffgr_jax.models.tensor_file import read_header
 from diffgr_jax.models.transformer import Params, abstract_params
 
 MODEL_FILE = "model.json"
@@ -117,6 +127,12 @@ def convert_from_hf(source: str | Path, target: str | Path, *, shardings: Params
   _save_params(target, params)
   _save_spec(target, spec)
   return spec
+
+
+def set_aside(folder: str | Path) -> list[str]:
+  """Names of the tensors that came with the weights and that the model does not use."""
+  path = Path(folder) / HF_FOLDER / EXTRA_FILE
+  return sorted(read_header(path)) if path.exists() else []
 
 
 def convert_to_hf(source: str | Path, target: str | Path, *, shardings: Params | None = None) -> ModelSpec:

@@ -5,10 +5,12 @@ is always read with the vocabulary and the identifiers that it was trained with.
 """
 
 from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool
 import ml_collections
 
@@ -22,7 +24,7 @@ from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.stages.docid import DocIdStage
-from diffgr_jax.training.options import Config
+from diffgr_jax.training.options import Config, transformer_config
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
@@ -33,7 +35,8 @@ _MAY_CHANGE = {
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
-  "decode_steps": int, "policy": str, "threshold": float, "remask": int, "eval_batch_size": int, "eval_splits": list,
+  "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
+  "eval_batch_size": int, "eval_splits": list,
 }  # fmt: skip
 
 
@@ -49,13 +52,23 @@ class Run:
 
   @property
   def denoiser(self) -> CanvasDenoiser:
-    return CanvasDenoiser(self.model, self.vocab.pad_id)
+    return CanvasDenoiser(self.model, self.vocab.pad_id, slots=self.config.slot_embeddings)
 
   @property
   def banned(self) -> Bool[Array, "V"]:
     """Vocabulary rows that no DocID may hold: MASK, the prompt's specials, and the rows that only pad."""
     vocab = self.vocab
     return banned_tokens(self.model.vocab_size, vocab.size, [vocab.mask_id, vocab.bos_id, vocab.sep_id])
+
+  def device_index(self, index: DocIdIndex | None = None) -> dict[str, Array]:
+    """What scoring reads of a DocID index (default: the run's own): codes, scored, log_frequency."""
+    index = self.index if index is None else index
+    log_frequency = index.log_frequency(self.model.vocab_size)
+    return {
+      "codes": jnp.asarray(index.codes),
+      "scored": jnp.asarray(index.scored),
+      "log_frequency": jnp.asarray(log_frequency),
+    }
 
   def set_decoding(self, assignments: Sequence[str]) -> None:
     """Changes how the run decodes and is evaluated, from `field=value` strings; training fields stay.
@@ -84,6 +97,7 @@ class Run:
       antithetic=config.antithetic,
       ce_chunk=config.ce_chunk,
       document_weight=config.document_weight,
+      prior_weight=config.prior_weight,
     )
 
 
@@ -91,26 +105,6 @@ def load_data(config: Config, workdir: Path) -> Collection:
   """The collection that the config names, built on the first call."""
   data_dir = config.data_dir or str(Path(workdir) / "data")
   return load_collection(config.dataset, path=config.dataset_path, data_dir=data_dir, on_bad_row=config.on_bad_row)
-
-
-def model_config(config: Config, vocab: Vocabulary) -> TransformerConfig:
-  """The transformer that the flat fields of a config describe."""
-  return TransformerConfig(
-    vocab_size=vocab.padded_size,
-    d_model=config.d_model,
-    n_layers=config.n_layers,
-    n_heads=config.n_heads,
-    n_kv_heads=config.n_kv_heads,
-    head_dim=config.head_dim or config.d_model // config.n_heads,
-    d_ff=config.d_ff,
-    qk_norm=config.qk_norm,
-    qkv_bias=config.qkv_bias,
-    tie_embeddings=config.tie_embeddings,
-    rope_theta=config.rope_theta,
-    remat=config.remat,
-    param_dtype=config.param_dtype,
-    compute_dtype=config.compute_dtype,
-  )
 
 
 def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
@@ -124,10 +118,10 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   if (workdir / "config.json").exists():
     _check_same_run(config, collection, workdir)
     run = open_run(workdir)
-    return Run(workdir, config, run.vocab, run.index, model_config(config, run.vocab)), collection
+    return dataclasses.replace(run, config=config, model=_model_of(config, run.vocab, run.index)), collection
   vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case)
   index = build_linguistic_index(collection.documents, vocab, config.canvas_length or None)
-  run = Run(workdir, config, vocab, index, model_config(config, vocab))
+  run = Run(workdir, config, vocab, index, _model_of(config, vocab, index))
   vocab.save(workdir / "vocab")
   index.save(workdir / "index")
   record = {"fingerprint": collection.fingerprint, "config": json.loads(config.to_json())}
@@ -146,7 +140,12 @@ def open_run(workdir: Path) -> Run:
     raise FileNotFoundError(f"{workdir} holds no run (no config.json): train one with python -m diffgr_jax.main")
   config = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"])
   vocab = Vocabulary.load(workdir / "vocab")
-  return Run(workdir, config, vocab, DocIdIndex.load(workdir / "index"), model_config(config, vocab))
+  index = DocIdIndex.load(workdir / "index")
+  return Run(workdir, config, vocab, index, _model_of(config, vocab, index))
+
+
+def _model_of(config: Config, vocab: Vocabulary, index: DocIdIndex) -> TransformerConfig:
+  return transformer_config(config, vocab.padded_size, index.canvas_length)
 
 
 def _check_same_run(config: Config, collection: Collection, workdir: Path) -> None:

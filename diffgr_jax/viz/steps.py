@@ -164,7 +164,7 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
   _draw_cells(axes, view, vocab_piece, cell_points=(8.9 - strips * 0.95) * 72 / length)
   axes.set_title(_two_lines(title, 92), loc="left", fontsize=11, color=INK, pad=26, parse_math=False)
   if view.alive is not None:
-    _draw_documents(figure.add_subplot(grid[0, 1], sharey=axes), view)
+    _draw_documents(figure.add_subplot(grid[0, 1], sharey=axes), view.alive)
   _draw_entropy(figure.add_subplot(grid[0, strips], sharey=axes), view)
   bar = figure.colorbar(
     ScalarMappable(Normalize(0, 1), CONFIDENCE_COLOURS), ax=axes, location="bottom", fraction=0.05, aspect=45, pad=0.04
@@ -232,6 +232,7 @@ def _layout(view: _RowView, vocab_piece: Callable[[int], str], room: int) -> lis
     for i in range(length)
   ]
   longest = [max((_columns(piece) for piece in seen), default=0) for seen in pieces]
+  lines: list[list[tuple[int, int]]] = []
   for limit in range(max([5, *longest]), 4, -1):
     lines, used = [[]], 0
     for place in range(length):
@@ -341,14 +342,14 @@ def _fit_pieces(tokens: set[int], vocab_piece: Callable[[int], str], room: float
   return texts, float(np.clip(room / max(longest, 1.0), smallest, largest))
 
 
-def _draw_documents(axes, view: _RowView) -> None:
+def _draw_documents(axes, counts: np.ndarray) -> None:
   """Draws how many documents the canvas could still become after each step."""
-  steps = np.arange(view.steps + 1)
-  alive = np.maximum(view.alive, 0.8)  # a log scale has no 0
+  steps = np.arange(len(counts))
+  alive = np.maximum(counts, 0.8)  # a log scale has no 0
   axes.plot(alive, steps, color=INK, linewidth=1.2, marker="o", markersize=3.5)
   axes.set_xscale("log")
   axes.set_xlim(0.5, alive.max() * 12)
-  for t, count in enumerate(view.alive):
+  for t, count in enumerate(counts):
     axes.annotate(
       f"{count:,}", (alive[t], t), xytext=(5, 0), textcoords="offset points", va="center", fontsize=6.5, color=INK
     )

@@ -53,13 +53,15 @@ class Answer:
 def answer_query(run: Run, params: Any, query: str, *, top: int = 10, constrained: bool = True) -> Answer:
   """Ranks all documents in one pass, and denoises one DocID in the config's number of steps, keeping every step."""
   prompt = jnp.asarray(encode_prompts([query], run.vocab, run.config.prompt_length))
-  codes, scored = jnp.asarray(run.index.codes), jnp.asarray(run.index.scored)
+  index = run.device_index()
+  codes, scored = index["codes"], index["scored"]
   ranked, scores = one_pass_retrieve(
     params,
     prompt,
     codes,
     scored,
     run.banned,
+    run.config.prior_weight * index["log_frequency"],
     denoise=run.denoiser,
     mask_id=run.vocab.mask_id,
     k=min(top, len(run.index.doc_ids)),

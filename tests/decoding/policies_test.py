@@ -145,3 +145,12 @@ def test_a_policy_of_the_users_own():
     log_probs, log_probs, jnp.ones((B, L), bool), row_keys(range(B)), budget([0, 1, 2, 3, 4]), LeftToRight()
   )
   assert (commits.chosen == (jnp.arange(L)[None] < jnp.arange(B)[:, None])).all()
+
+
+def test_policies_by_name():
+  built = [policies.make_policy(name, 0.7) for name in ("random", "confidence", "margin", "entropy", "threshold")]
+  assert built == [Random(), Confidence(), Margin(), Entropy(), Threshold(0.7)]
+  with pytest.raises(ValueError, match=r"policy is one of random, .*, threshold, not 'top'"):
+    policies.make_policy("top", 0.7)
+  with pytest.raises(ValueError, match=r"Threshold\.tau is 2"):
+    policies.make_policy("threshold", 2.0)

@@ -32,23 +32,16 @@ def test_retrieval_against_brute_force(toy):
   codes, scored = toy.codes(0, 50)
   prompt, _, _, banned = toy.inputs(0, 4)
   params = toy.params(0)
-  found, scores = scoring.one_pass_retrieve(
-    params,
-    jnp.asarray(prompt),
-    jnp.asarray(codes),
-    jnp.asarray(scored),
-    jnp.asarray(banned),
-    denoise=toy.denoise,
-    mask_id=toy.mask,
-    k=10,
-    chunk=16,
-  )
+  inputs = (params, *map(jnp.asarray, (prompt, codes, scored, banned)))
+  spec = dict(denoise=toy.denoise, mask_id=toy.mask, chunk=16)
+  found, scores = scoring.one_pass_retrieve(*inputs, k=10, **spec)
   logits = np.asarray(toy.denoise(params, prompt, jnp.full((4, toy.length), toy.mask)), np.float64)
   logits[..., banned] = -np.inf
   exact = brute_force(logits - np.log(np.exp(logits).sum(-1, keepdims=True)), codes, scored)
   order = np.argsort(-np.round(exact, 9), axis=-1, kind="stable")[:, :10]
   assert (found == order).all()
   np.testing.assert_allclose(scores, np.take_along_axis(exact, order, -1), rtol=1e-5)
+  np.testing.assert_allclose(scoring.one_pass_scores(*inputs, **spec), exact, rtol=1e-5)
 
 
 def test_what_stands_after_eos_does_not_count_and_banned_tokens_rule_out(toy):

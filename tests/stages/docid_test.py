@@ -19,7 +19,11 @@ MODEL = TransformerConfig(
 MASK = 4
 STAGE = DocIdStage(CanvasDenoiser(MODEL, pad_id=0), make_process("exact_count"), mask_id=MASK, valid_size=20)
 CODES = np.array([[5, 6, 2, 0], [5, 7, 2, 0], [8, 2, 0, 0], [9, 6, 10, 2], [8, 6, 2, 0]], np.int32)
-INDEX = {"codes": jnp.asarray(CODES), "scored": jnp.asarray(np.cumsum(CODES == 2, axis=1) - (CODES == 2) == 0)}
+INDEX = {
+  "codes": jnp.asarray(CODES),
+  "scored": jnp.asarray(np.cumsum(CODES == 2, axis=1) - (CODES == 2) == 0),
+  "log_frequency": jnp.zeros((4, 24)),
+}
 
 
 def batch_of(rows, seed=0):

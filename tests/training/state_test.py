@@ -38,7 +38,10 @@ def batches(count, rows=16):
 def train(mesh, steps=3, microbatches=1, stage=STAGE):
   shardings = state_shardings(MODEL, OPTIMIZER, mesh, TRAIN_RULES)
   state = create_state(MODEL, OPTIMIZER, shardings, seed=0)
-  index = jax.device_put({"codes": CODES, "scored": np.ones(CODES.shape, bool)}, replicated(mesh))
+  index = jax.device_put(
+    {"codes": CODES, "scored": np.ones(CODES.shape, bool), "log_frequency": np.zeros((5, 32), np.float32)},
+    replicated(mesh),
+  )
   losses = []
   for batch in batches(steps):
     state, metrics = train_step(
@@ -81,7 +84,7 @@ def test_the_draws_depend_on_seed_and_step_alone():
   batch = next(batches(1))
   mesh = make_mesh({"data": 1}, jax.devices()[:1])
   shardings = state_shardings(MODEL, OPTIMIZER, mesh, TRAIN_RULES)
-  index = {"codes": jnp.asarray(CODES), "scored": jnp.ones(CODES.shape, bool)}
+  index = {"codes": jnp.asarray(CODES), "scored": jnp.ones(CODES.shape, bool), "log_frequency": jnp.zeros((5, 32))}
 
   def loss(seed, step):
     state = dataclasses.replace(create_state(MODEL, OPTIMIZER, shardings, seed=0), step=jnp.int32(step))

@@ -1,0 +1,57 @@
+"""Configs that cannot work fail before anything is read, with the field and what it may be."""
+
+import pytest
+
+from configs.quickstart import get_config
+from diffgr_jax.training.options import check_batch, check_config
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(dataset="wiki"), "config.dataset is one of pydocs, folder, not 'wiki'"),
+    (dict(process="mask"), "config.process is one of random_time, exact_count"),
+    (dict(policy="best"), "config.policy is one of random, confidence"),
+    (dict(schedule="quadratic"), "config.schedule is one of linear, cosine"),
+    (dict(schedule="cosine"), "has no schedule"),
+    (dict(batch_size=0), "config.batch_size is at least 1, not 0"),
+    (dict(learning_rate=0.0), "config.learning_rate is above 0"),
+    (dict(all_masked_fraction=1.5), r"config.all_masked_fraction is in \[0, 1\], not 1.5"),
+    (dict(policy="threshold", threshold=1.5), r"probability in \(0, 1\]"),
+    (dict(warmup_steps=2000), r"config.warmup_steps \(2000\) must be below config.steps"),
+    (dict(microbatches=7), r"config.batch_size .* must be a multiple of config.microbatches \(7\)"),
+    (dict(dataset="folder"), "config.dataset_path must name the folder"),
+    (dict(document_weight=0.5, ce_chunk=128), "config.ce_chunk must be 0"),
+    (dict(n_kv_heads=4), "multiple of model.n_kv_heads"),
+    (dict(mixture={"indexing": 0.0, "queries": 0.0, "pseudo": 0.0}), "config.mixture holds weights"),
+    (dict(compute_dtype="float16"), "model.compute_dtype is one of float32, bfloat16, not 'float16'"),
+  ],
+)
+def test_a_bad_field_is_named(change, message):
+  config = get_config()
+  with config.unlocked():
+    config.update(process="exact_count", schedule="linear", document_weight=0.0, ce_chunk=0)
+    config.update(change)
+  with pytest.raises(ValueError, match=message):
+    check_config(config)
+
+
+def test_the_quickstart_config_is_accepted():
+  check_config(get_config())
+  check_config(get_config("steps=7,size=tiny,seed=3"))
+
+
+@pytest.mark.parametrize("arg", ["stepz=3", "steps", "size=huge"])
+def test_bad_config_arguments_are_named(arg):
+  with pytest.raises(ValueError, match=r"--config=...:(stepz=3|steps|size=huge)"):
+    get_config(arg)
+
+
+def test_a_batch_that_does_not_split_is_refused_with_the_numbers():
+  config = get_config()
+  with config.unlocked():
+    config.update(batch_size=12, microbatches=2)
+  with pytest.raises(
+    ValueError, match=r"batch_size \(12\) must be a multiple of 16: 8 batch shards .* x 2 microbatches"
+  ):
+    check_batch(config, shards=8, processes=1)
