@@ -10,8 +10,8 @@ from diffgr_jax.parallel.rules import TRAIN_RULES
 
 # name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
 SIZES = {
-  "tiny": (64, 2, 4, 2, 128),
-  "small": (192, 3, 6, 6, 512),
+  "tiny": (64, 2, 4, 4, 128),
+  "small": (192, 2, 4, 4, 384),
   "base": (384, 6, 6, 6, 1024),
 }
 ARGUMENTS = ("dataset", "path", "steps", "size", "seed")
@@ -44,13 +44,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.data_dir = ""  # where built data sets are kept; "": inside the workdir
   config.vocab_size = 4096  # sentencepiece pieces learned from the corpus, at most
   config.split_case = True  # ThreadPool reads as thread pool; for prose, False
-  config.prompt_length = 32  # tokens of BOS, query, SEP; longer queries are cut
-  config.canvas_length = 0  # tokens of a DocID with its EOS; 0: the longest title's
+  config.prompt_length = 24  # tokens of BOS, query, SEP; longer queries are cut
+  config.canvas_length = 12  # tokens of a DocID with its EOS; 0: the longest title's
   config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example
     {"indexing": 0.35, "queries": 0.3, "pseudo": 0.35}
   )
 
   # Model.
+  config.start = "corpus"  # random | corpus (statistics of the corpus, training/start.py) | pretrained
+  config.pretrained = ""  # with start pretrained: a Hugging Face folder, or minilm
   config.d_model, config.n_layers, config.n_heads, config.n_kv_heads, config.d_ff = SIZES[size]
   config.head_dim = 0  # 0: d_model / n_heads
   config.qk_norm = True
@@ -65,9 +67,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # Objective.
   config.process = "exact_count"  # random_time | exact_count (both the bound) | uniform_weight | all_masked
   config.schedule = "linear"  # linear | cosine
-  config.all_masked_fraction = 0.0  # share of rows at t = 1, what one-pass scoring sees; above 0 is no bound
+  config.all_masked_fraction = 0.7  # share of rows at t = 1, what one-pass scoring sees; above 0 is no bound
   config.antithetic = True  # times spread evenly over the batch
-  config.document_weight = 0.0  # of the document-level softmax beside the diffusion loss
+  config.document_weight = 1.0  # of the document-level softmax beside the diffusion loss
   config.prior_weight = 1.0  # of the tokens' log frequency, subtracted in one-pass scores (0: plain)
   config.ce_chunk = 0  # vocabulary rows a chunk of the cross-entropy; 0: all logits at once
 

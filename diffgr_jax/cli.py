@@ -16,7 +16,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   absl_logging.set_verbosity(absl_logging.WARNING)
   absl_logging.use_absl_handler()
-  for chatty in ("orbax", "grain", "jax", "tensorflow_datasets"):
+  for chatty in ("orbax", "grain", "jax", "tensorflow_datasets", "bm25s"):
     logging.getLogger(chatty).setLevel(logging.ERROR)
 
   def guarded(argv: Sequence[str]) -> int | None:

@@ -54,12 +54,27 @@ def corpus_folder(tmp_path_factory):
 @pytest.fixture
 def tiny_config(corpus_folder):
   """The quickstart's config at a size that trains in a second, on the small corpus."""
+  return _tiny_config(corpus_folder)
+
+
+@pytest.fixture(scope="session")
+def untrained(corpus_folder, tmp_path_factory):
+  """A run of the small corpus, its fresh weights and its data: whatever holds of any model can be tested on it."""
+  from diffgr_jax.models.transformer import init_params
+  from diffgr_jax.training.run import prepare_run
+
+  run, collection = prepare_run(_tiny_config(corpus_folder), tmp_path_factory.mktemp("untrained"))
+  params = jax.jit(init_params, static_argnums=0)(run.model, jax.random.key(7))
+  return run, params, collection
+
+
+def _tiny_config(corpus_folder):
   from configs.quickstart import get_config
 
   config = get_config(f"size=tiny,steps=6,dataset=folder,path={corpus_folder}")
   with config.unlocked():
     config.update(
-      d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=16, vocab_size=360, prompt_length=12, batch_size=8,
+      d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=16, vocab_size=360, prompt_length=12, batch_size=8,
       warmup_steps=1, checkpoint_every=3, eval_every=0, log_every=1, eval_splits=("valid",), eval_batch_size=4,
     )  # fmt: skip
   return config

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 SMALL = [
-  "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=1", "--config.d_ff=16",
+  "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=2", "--config.d_ff=16",
   "--config.vocab_size=360", "--config.batch_size=8", "--config.eval_batch_size=4", "--config.eval_splits=('valid',)",
   "--config.warmup_steps=1", "--config.log_every=1", "--config.eval_every=2",
 ]  # fmt: skip

@@ -59,16 +59,16 @@ class Judged:
 
 
 def methods_of(config: Any, mask_id: int) -> tuple[Method, ...]:
-  """The decodings that a config asks for: one-pass, and T steps with and without the constraint."""
+  """The decodings that a config asks for: one-pass, plain and corrected, and T steps with and without the constraint."""
   policy = make_policy(config.policy, config.threshold)
   options = DecodeOptions(policy=policy, mask_id=mask_id, remask=config.remask)
-  steps = config.decode_steps
+  steps, name = config.decode_steps, f"{config.policy}, {config.decode_steps} steps"
   corrected = [Method("one-pass, prior-corrected", prior_weight=config.prior_weight)] if config.prior_weight else []
   return (
     Method("one-pass"),
     *corrected,
-    Method(f"{config.policy}, {steps} steps, constrained", steps, options, constrained=True),
-    Method(f"{config.policy}, {steps} steps, free", steps, options),
+    Method(f"{name}, constrained", steps, options, constrained=True),
+    Method(f"{name}, free", steps, options),
   )
 
 

@@ -1,6 +1,7 @@
 """The evaluation of a run as one record: every decoding, BM25 and LSA on the same queries, saved as results.json."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import json
 from pathlib import Path
 import sys
@@ -17,11 +18,10 @@ from diffgr_jax.data.records import Document, Query
 from diffgr_jax.diffusion.corruption import ExactCount
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
-from diffgr_jax.evaluation.baselines import bm25, lsa
+from diffgr_jax.evaluation.baselines import Ranking, bm25, lsa
 from diffgr_jax.evaluation.generative import Judged, Metrics, evaluate_method, judge, methods_of
 from diffgr_jax.evaluation.likelihood import estimate_nll
 from diffgr_jax.evaluation.retrieval import (
-  Placements,
   format_table,
   means,
   paired_bootstrap,
@@ -29,6 +29,7 @@ from diffgr_jax.evaluation.retrieval import (
   results_record,
   retrieval_metrics,
 )
+from diffgr_jax.training.metrics import recorded_seconds
 from diffgr_jax.training.run import Run, load_data
 
 _NLL_QUERIES, _NLL_SAMPLES = 256, 16
@@ -71,11 +72,9 @@ def evaluate_run(
     assert collection is not None
     splits = {name: collection.queries[name] for name in _split_names(run, list(collection.queries))}
 
-  metrics = {
-    name: _evaluate_split(run, params, judge(queries, index), documents, index, name)
-    for name, queries in splits.items()
-    if len(queries)
-  }
+  judged = {name: judge(queries, index) for name, queries in splits.items() if len(queries)}
+  baselines = _rank_baselines(documents, judged)
+  metrics = {name: _evaluate_split(run, params, judged[name], index, name, baselines[name]) for name in judged}
   record = results_record(
     command=_command(),
     status="measured",
@@ -89,7 +88,7 @@ def evaluate_run(
       "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
       "step": step,
       "examples": step * run.config.batch_size,
-      "training_minutes": training_minutes(run.workdir),
+      "training_minutes": recorded_seconds(run.workdir, step) / 60,
       "batch_size": run.config.eval_batch_size,
     },
   )
@@ -105,23 +104,22 @@ def print_report(record: Mapping[str, Any], out: Path) -> None:
   print(
     f"\n{settings['dataset']}: {settings['documents']} documents, {settings['parameters'] / 1e6:.1f}M parameters,"
     f" step {settings['step']} ({settings['examples']} examples"
-    + (f", {minutes:.1f} minutes of training)" if minutes is not None else ")")
+    f", {minutes:.1f} minutes of training)"
   )
   for split, methods in record["metrics"].items():
-    columns = [{"method": name} | {k: v for k, v in row.items() if k != "queries"} for name, row in methods.items()]
     queries = next(iter(methods.values()))["queries"]
-    print(f"\n{split} ({queries} queries)\n{format_table(columns, markdown=False)}")
+    print(f"\n{split} ({queries} queries)\n{format_table([_shown(*item) for item in methods.items()], markdown=False)}")
   print(f"\nresults: {out}")
 
 
-def training_minutes(workdir: Path) -> float | None:
-  """Wall time of the training steps, resumed runs added up; None where no metrics were kept."""
-  path = workdir / "metrics.jsonl"
-  if not path.exists():
-    return None
-  seconds = [json.loads(line).get("seconds") for line in path.read_text(encoding="utf-8").splitlines()]
-  seconds = [value for value in seconds if value is not None]
-  return seconds[-1] / 60 if seconds else None
+def _shown(name: str, figures: Metrics) -> dict[str, object]:
+  """A row of the printed table: the figures people compare, and the interval of the difference to BM25."""
+  columns = ("Hit@1", "Hit@10", "Hit@100", "MRR@10", "MRR@100", "invalid", "forwards")
+  row: dict[str, object] = {"method": name, **{column: figures[column] for column in columns if column in figures}}
+  row["queries/s"] = round(figures["queries/s"])
+  if "Hit@1 - BM25 low" in figures:
+    row["Hit@1 - BM25 (95%)"] = f"{figures['Hit@1 - BM25 low']:+.3f} to {figures['Hit@1 - BM25 high']:+.3f}"
+  return row
 
 
 def _split_names(run: Run, present: list[str]) -> list[str]:
@@ -132,27 +130,46 @@ def _split_names(run: Run, present: list[str]) -> list[str]:
   return wanted
 
 
-def _evaluate_split(
-  run: Run, params: Any, judged: Judged, documents: Sequence[Document], index: DocIdIndex, name: str
-) -> dict[str, Metrics]:
-  """Every method's figures on one split, each with its paired difference to BM25."""
+def _rank_baselines(documents: Sequence[Document], judged: Mapping[str, Judged]) -> dict[str, dict[str, Ranking]]:
+  """BM25's and LSA's rankings of every split; each indexes the documents once."""
   titles, texts = [document.title for document in documents], [document.text for document in documents]
+  queries = [text for split in judged.values() for text in split.texts]
+  rankings = {}
+  with tqdm(total=2, desc="ranking with BM25 and LSA", leave=False, delay=5) as progress:
+    for label, baseline in (("BM25", bm25), ("LSA", lsa)):
+      rankings[label] = baseline(titles, texts, queries)
+      progress.update()
+  parts, start = {}, 0
+  for name, split in judged.items():
+    rows, start = slice(start, start + len(split.texts)), start + len(split.texts)
+    parts[name] = {
+      label: dataclasses.replace(
+        ranking,
+        indices=ranking.indices[rows],
+        scores=ranking.scores[rows],
+        query_seconds=ranking.query_seconds * len(split.texts) / len(queries),
+      )
+      for label, ranking in rankings.items()
+    }
+  return parts
+
+
+def _evaluate_split(
+  run: Run, params: Any, judged: Judged, index: DocIdIndex, name: str, baselines: Mapping[str, Ranking]
+) -> dict[str, Metrics]:
+  """Every method's figures on one split, each with the interval of its paired difference to BM25."""
   rows: dict[str, Metrics] = {}
   per_query = {}
+  for label, ranking in baselines.items():
+    placements = place_in_ranking(ranking.indices, ranking.scores, judged.relevant, judged.grades)
+    per_query[label] = retrieval_metrics(placements)
+    rows[label] = means(per_query[label]) | {
+      "queries/s": len(judged.texts) / ranking.query_seconds,
+      "queries": len(judged.texts),
+    }
   methods = methods_of(run.config, run.vocab.mask_id)
-  with tqdm(total=2 + len(methods), desc=f"evaluating {name}", leave=False, delay=5) as progress:
-    for label, baseline in (("BM25", bm25), ("LSA", lsa)):
-      ranking = baseline(titles, texts, judged.texts)
-      placements: Placements = place_in_ranking(ranking.indices, ranking.scores, judged.relevant, judged.grades)
-      per_query[label] = retrieval_metrics(placements)
-      rows[label] = means(per_query[label]) | {
-        "queries/s": len(judged.texts) / ranking.query_seconds,
-        "queries": len(judged.texts),
-      }
-      progress.update()
-    for method in methods:
-      rows[method.name], per_query[method.name] = evaluate_method(run, params, method, judged, index)
-      progress.update()
+  for method in tqdm(methods, desc=f"evaluating {name}", leave=False, delay=5):
+    rows[method.name], per_query[method.name] = evaluate_method(run, params, method, judged, index)
   for label, figures in rows.items():
     if label != "BM25":
       interval = paired_bootstrap(per_query[label]["Hit@1"], per_query["BM25"]["Hit@1"], seed=0)

@@ -1,5 +1,6 @@
 """The training loop: one for every stage."""
 
+import dataclasses
 import logging
 from pathlib import Path
 import time
@@ -13,10 +14,11 @@ from diffgr_jax.evaluation.generative import quick_metrics
 from diffgr_jax.parallel.mesh import batch_shards, make_mesh
 from diffgr_jax.parallel.rules import replicated, shard_batch
 from diffgr_jax.training.checkpoint import Checkpoints, abstract_state
-from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite
+from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite, recorded_seconds
 from diffgr_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffgr_jax.training.options import Config, check_batch, check_config
 from diffgr_jax.training.run import Run, prepare_run
+from diffgr_jax.training.start import starting_params
 from diffgr_jax.training.state import TrainState, create_state, state_shardings, train_step
 
 
@@ -68,10 +70,13 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   shardings = state_shardings(run.model, optimizer, mesh, config.rules)
   state = create_state(run.model, optimizer, shardings, config.seed)
 
-  # --- resume ---
+  # --- resume, or start ---
   checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
   last_saved = checkpoints.latest()
-  if last_saved is not None:
+  if last_saved is None:
+    params = starting_params(state.params, config, run.model, run.vocab, collection, shardings.params)
+    state = dataclasses.replace(state, params=params)
+  else:
     state = checkpoints.restore(last_saved, abstract_state(state, shardings), iterator)
     logging.info("resumed %s at step %d", workdir, last_saved)
 
@@ -80,7 +85,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   writer = MetricWriter(workdir)
   progress = ProgressBar(start=start, total=config.steps, batch_size=config.batch_size)
   seed, stage, pending = jnp.int32(config.seed), run.stage, None
-  began = time.monotonic()
+  began = time.monotonic() - recorded_seconds(workdir, start)  # a resumed run goes on counting
 
   def report(step: int, device_metrics) -> None:
     metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}

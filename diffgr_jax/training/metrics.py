@@ -34,6 +34,13 @@ def check_finite(step: int, metrics: Mapping[str, float], last_good: int | None,
       raise NonFiniteLoss(f"{name} is {metrics[name]} at step {step}; {kept}. Lower learning_rate or clip_norm.")
 
 
+def recorded_seconds(workdir: Path, step: int) -> float:
+  """Wall time of a run's training up to a step, compilation included, as its metrics say; 0 where there are none."""
+  path = workdir / "metrics.jsonl"
+  lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+  return max((line["seconds"] for line in lines if "seconds" in line and line["step"] <= step), default=0.0)
+
+
 class MetricWriter:
   """Appends numbers to `metrics.jsonl` and TensorBoard event files of a workdir; only process 0 writes."""
 

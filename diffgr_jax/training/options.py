@@ -9,7 +9,9 @@ from diffgr_jax.training.optimizer import DECAYS
 
 Config = Any  # an Config, whose fields have the types that configs/quickstart.py gives them
 
+STARTS = ("random", "corpus", "pretrained")
 _CHOICES = {
+  "start": STARTS,
   "task": ("docid",),
   "dataset": ("pydocs", "folder"),
   "on_bad_row": ("error", "skip"),
@@ -54,10 +56,28 @@ def check_config(config: Config) -> None:
     raise ValueError(f"config.mixture holds weights of at least 0, one of them above 0, not {config.mixture.to_dict()}")
   make_policy(config.policy, config.threshold)
   make_process(config.process, config.schedule, config.all_masked_fraction)
-  transformer_config(config, config.vocab_size, canvas_length=1)
+  _check_start(config)
   if config.document_weight > 0 and config.ce_chunk:
     raise ValueError(
       "config.ce_chunk must be 0 when config.document_weight > 0: that term needs all logits of the canvas"
+    )
+
+
+def _check_start(config: Config) -> None:
+  if config.start == "pretrained":
+    if not config.pretrained:
+      raise ValueError("config.pretrained must name a folder, or minilm, when config.start is 'pretrained'")
+    if config.slot_embeddings:
+      raise ValueError("config.slot_embeddings must be False when config.start is 'pretrained': the model has no slots")
+    return
+  model = transformer_config(config, config.vocab_size, canvas_length=1)
+  if (
+    config.start == "corpus"
+    and not model.d_model == model.n_heads * model.head_dim == model.n_kv_heads * model.head_dim
+  ):
+    raise ValueError(
+      "config.start 'corpus' needs n_heads = n_kv_heads and n_heads * head_dim = d_model, not"
+      f" {model.n_heads}, {model.n_kv_heads}, {model.head_dim} and {model.d_model}"
     )
 
 
@@ -72,7 +92,7 @@ def check_batch(config: Config, shards: int, processes: int) -> None:
 
 
 def transformer_config(config: Config, vocab_size: int, canvas_length: int) -> TransformerConfig:
-  """The transformer that the flat fields of a config describe.
+  """The transformer that the flat fields of a config describe (a pretrained start brings its own).
 
   Raises:
     ValueError: sizes or parts that do not go together, by field.

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool
 import ml_collections
 
 from diffgr_jax.data.collection import load_collection
+from diffgr_jax.data.pretrained_vocab import pretrained_vocabulary
 from diffgr_jax.data.records import Collection
 from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
 from diffgr_jax.decoding.denoiser import banned_tokens
@@ -25,6 +26,7 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.stages.docid import DocIdStage
 from diffgr_jax.training.options import Config, transformer_config
+from diffgr_jax.training.start import pretrained_folder, pretrained_model
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
@@ -118,13 +120,29 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   if (workdir / "config.json").exists():
     _check_same_run(config, collection, workdir)
     run = open_run(workdir)
-    return dataclasses.replace(run, config=config, model=_model_of(config, run.vocab, run.index)), collection
-  vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case)
+    return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, remat=config.remat)), collection
+  if config.start == "pretrained":
+    vocab = pretrained_vocabulary(pretrained_folder(config.pretrained))
+  else:
+    vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case)
   index = build_linguistic_index(collection.documents, vocab, config.canvas_length or None)
-  run = Run(workdir, config, vocab, index, _model_of(config, vocab, index))
+  if config.start == "pretrained":
+    model = pretrained_model(pretrained_folder(config.pretrained), vocab, config.remat, config.compute_dtype)
+  else:
+    model = transformer_config(config, vocab.padded_size, index.canvas_length)
+  if model.position_encoding == "learned" and model.max_positions < config.prompt_length + index.canvas_length:
+    raise ValueError(
+      f"the pretrained model has {model.max_positions} positions, but config.prompt_length ({config.prompt_length})"
+      f" and the canvas ({index.canvas_length}) need {config.prompt_length + index.canvas_length}"
+    )
+  run = Run(workdir, config, vocab, index, model)
   vocab.save(workdir / "vocab")
   index.save(workdir / "index")
-  record = {"fingerprint": collection.fingerprint, "config": json.loads(config.to_json())}
+  record = {
+    "fingerprint": collection.fingerprint,
+    "model": model.to_dict(),
+    "config": json.loads(config.to_json()),
+  }
   (workdir / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
   return run, collection
 
@@ -138,14 +156,14 @@ def open_run(workdir: Path) -> Run:
   workdir = Path(workdir)
   if not (workdir / "config.json").exists():
     raise FileNotFoundError(f"{workdir} holds no run (no config.json): train one with python -m diffgr_jax.main")
-  config = ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"])
-  vocab = Vocabulary.load(workdir / "vocab")
-  index = DocIdIndex.load(workdir / "index")
-  return Run(workdir, config, vocab, index, _model_of(config, vocab, index))
-
-
-def _model_of(config: Config, vocab: Vocabulary, index: DocIdIndex) -> TransformerConfig:
-  return transformer_config(config, vocab.padded_size, index.canvas_length)
+  record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  return Run(
+    workdir,
+    ml_collections.ConfigDict(record["config"]),
+    Vocabulary.load(workdir / "vocab"),
+    DocIdIndex.load(workdir / "index"),
+    TransformerConfig.from_dict(record["model"]),
+  )
 
 
 def _check_same_run(config: Config, collection: Collection, workdir: Path) -> None:

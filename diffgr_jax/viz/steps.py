@@ -272,7 +272,7 @@ def _terminal_cell(view, step, place, vocab_piece, cell) -> Text:
     text, style = mark + MASK_GLYPH, "magenta" if view.back[step, place] else "dim"
   else:
     piece = display_piece(vocab_piece(int(view.canvas[step, place])), cell - 2)
-    text, style = f" {piece} ", _confidence_style(view.confidence[step, place])
+    text, style = f" {piece} ", _confidence_style(float(view.confidence[step, place]))
     if view.new[step, place]:
       text, style = f"[{piece}]", f"{style} bold reverse"
   return Text(text + " " * (cell - _columns(text)), style=style)

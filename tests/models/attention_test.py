@@ -1,4 +1,4 @@
-"""The four attention patterns against the drawings of the design, packing, padding, RoPE and the reference computation."""
+"""The four attention patterns against the drawings of the design; packing, padding, RoPE, the reference computation."""
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def test_left_padding_moves_no_position_and_no_block():
 
 def test_wrong_pattern_and_block_size_are_named():
   layout = plain_layout(2)
-  with pytest.raises(ValueError, match="one of causal.*not 'diagonal'"):
+  with pytest.raises(ValueError, match=r"one of causal.*not 'diagonal'"):
     attention_mask("diagonal", layout, layout)
   with pytest.raises(ValueError, match="at least 1, not 0"):
     attention_mask("causal", layout, layout, 0)

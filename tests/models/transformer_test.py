@@ -110,8 +110,8 @@ def test_bfloat16_compute_keeps_float32_logits_and_parameters():
 
 def test_post_norm_encoder_and_untied_head_have_the_parts_they_name():
   bert = dataclasses.replace(
-    TINY, norm="layernorm", norm_position="post", mlp="gelu", position_encoding="learned", max_positions=9, token_types=2,
-    out_bias=True, mlp_bias=True, qk_norm=False, head="mlm",
+    TINY, norm="layernorm", norm_position="post", mlp="gelu", position_encoding="learned", max_positions=9,
+    token_types=2, out_bias=True, mlp_bias=True, qk_norm=False, head="mlm",
   )  # fmt: skip
   assert {"position_embed", "type_embed", "embed_norm", "mlm"} <= set(abstract_params(bert))
   assert "final_norm" not in abstract_params(bert)

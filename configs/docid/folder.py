@@ -1,0 +1,23 @@
+"""Any corpus in the folder format (docs/data.md): `--config=configs/docid/folder.py:path=DIR[,steps=N][,size=S]`.
+
+The quickstart's recipe on prose: titles are no identifiers of code, and the vocabulary is larger.
+"""
+
+import ml_collections
+
+from configs import quickstart
+
+ARGUMENTS = ("path", "steps", "size", "seed")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  given = quickstart.parse_arguments(arg, ARGUMENTS)
+  if "path" not in given:
+    raise ValueError("--config=configs/docid/folder.py:path=DIR: name the folder with corpus.jsonl and the queries")
+  given.setdefault("steps", "2000")
+  config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()) + ",dataset=folder")
+  with config.unlocked():
+    config.vocab_size = 8192
+    config.split_case = False
+    config.eval_splits = ()  # every split but train
+  return config

