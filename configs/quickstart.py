@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.prompt_length = 24  # tokens of BOS, query, SEP; longer queries are cut
   config.canvas_length = 12  # tokens of a DocID with its EOS; 0: the longest title's
   config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example
-    {"indexing": 0.35, "queries": 0.3, "pseudo": 0.35}
+    {"indexing": 0.35, "queries": 0.15, "pseudo": 0.5}
   )
 
   # Model.
@@ -76,7 +76,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # Optimization.
   config.batch_size = 64  # rows of the global batch
   config.microbatches = 1  # parts whose gradients are accumulated
-  config.steps = int(given.get("steps", 1500))
+  config.steps = int(given.get("steps", 900))
   config.learning_rate = 2e-3
   config.warmup_steps = min(100, config.steps // 10)
   config.lr_decay = "cosine"  # cosine | linear | constant
@@ -103,5 +103,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.policy = "confidence"  # random | confidence | margin | entropy | threshold
   config.threshold = 0.9  # of the threshold policy
   config.remask = 0  # low-confidence tokens taken back after a step
+  config.dense = ""  # a dense encoder to compare with: minilm, or a Hugging Face folder; "": none
   config.show_queries = 3  # worked queries printed at the end
   return config.lock()

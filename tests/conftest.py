@@ -75,6 +75,7 @@ def _tiny_config(corpus_folder):
   with config.unlocked():
     config.update(
       d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=16, vocab_size=360, prompt_length=12, batch_size=8,
-      warmup_steps=1, checkpoint_every=3, eval_every=0, log_every=1, eval_splits=("valid",), eval_batch_size=4,
+      warmup_steps=1, checkpoint_every=3, start="random", canvas_length=0, eval_every=0, log_every=1,
+      eval_splits=("valid",), eval_batch_size=4,
     )  # fmt: skip
   return config

@@ -14,7 +14,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   given = quickstart.parse_arguments(arg, ARGUMENTS)
   if "path" not in given:
     raise ValueError("--config=configs/docid/folder.py:path=DIR: name the folder with corpus.jsonl and the queries")
-  given.setdefault("steps", "2000")
+  given.setdefault("steps", "1600")
   config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()) + ",dataset=folder")
   with config.unlocked():
     config.vocab_size = 8192

@@ -4,8 +4,8 @@
     codes      [N, L]      the DocIDs that exist
     score[b, n] = sum over the positions l that count of log_probs[b, l, codes[n, l]]
 
-A DocID's tokens and its EOS count, the PAD after them does not (`scored` says which). The gather runs over chunks of
-documents, so that no array has the size B x N x L; the result has size B x N.
+A DocID's tokens and its EOS count, the PAD after them does not (`scored` says which). The gather runs over one
+position after the other, so that no array is larger than the result, B x N.
 
 Prior correction. The positions are scored as if they were independent, so a score also holds how common a document's
 tokens are, and how many it has. Subtracting the log of each token's share among the documents at its position leaves
@@ -22,48 +22,39 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
 
-CHUNK = 4096  # documents gathered at once: B x CHUNK x L floats
-
 
 def score_documents(
   log_probs: Float[Array, "B L V"],
   codes: Int[Array, "N L"],
   scored: Bool[Array, "N L"],
-  chunk: int = CHUNK,
+  positions: Bool[Array, "B L"] | None = None,
 ) -> Float[Array, "B N"]:
-  """Sums each document's log-probabilities over the positions that count.
+  """Sums each document's log-probabilities (or any other values of tokens) over the positions that count.
 
   Args:
     log_probs: log p(token) at every position of the canvas.
     codes: the DocID index.
     scored: the positions of a DocID that count.
-    chunk: documents per gather; bounds memory, does not change the result.
+    positions: the positions of a row that count; None: all.
 
   Returns:
     Scores, in nats; -inf for a document with a token of probability 0 (a banned one).
 
   Raises:
-    ValueError: chunk below 1, or a canvas of another length than the DocIDs.
+    ValueError: a canvas of another length than the DocIDs.
   """
-  documents, length = codes.shape
-  if chunk < 1:
-    raise ValueError(f"chunk is {chunk}; it must be at least 1 document")
-  if log_probs.shape[1] != length:
-    raise ValueError(f"log_probs has {log_probs.shape[1]} positions, codes {length}; they must be equal")
-  chunk = min(chunk, documents)
-  missing = -documents % chunk  # documents that fill the last chunk: nothing of them counts
-  padded = jnp.pad(codes, ((0, missing), (0, 0))).reshape(-1, chunk, length)
-  counts = jnp.pad(scored, ((0, missing), (0, 0))).reshape(-1, chunk, length)
+  if log_probs.shape[1] != codes.shape[1]:
+    raise ValueError(f"log_probs has {log_probs.shape[1]} positions, codes {codes.shape[1]}; they must be equal")
+
+  def add_position(scores_NxB, position):
+    log_probs_VxB, code, counts, row_counts = position
+    return scores_NxB + jnp.where(counts[:, None] & row_counts[None, :], log_probs_VxB[code], 0.0), None
+
   log_probs_LxVxB = jnp.transpose(log_probs, (1, 2, 0))  # rows last: one contiguous vector for each code
-  positions = jnp.arange(length)[None]
-
-  def score_chunk(piece):
-    codes_CxL, counts_CxL = piece
-    gathered_CxLxB = log_probs_LxVxB[positions, codes_CxL]
-    return jnp.where(counts_CxL[..., None], gathered_CxLxB, 0.0).sum(axis=1)
-
-  scores_NxB = jax.lax.map(score_chunk, (padded, counts)).reshape(-1, log_probs.shape[0])
-  return scores_NxB[:documents].T
+  start = jnp.zeros((len(codes), len(log_probs)), log_probs.dtype)
+  rows = jnp.ones(log_probs.shape[:2], bool) if positions is None else positions
+  scores_NxB, _ = jax.lax.scan(add_position, start, (log_probs_LxVxB, codes.T, scored.T, rows.T))
+  return scores_NxB.T
 
 
 def top_documents(scores: Float[Array, "B N"], k: int) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
@@ -92,7 +83,7 @@ def one_pass_log_probs(
   return log_probabilities(denoise(params, prompt, canvas), banned.at[mask_id].set(True))
 
 
-@functools.partial(jax.jit, static_argnames=("denoise", "mask_id", "chunk"))
+@functools.partial(jax.jit, static_argnames=("denoise", "mask_id"))
 def one_pass_scores(
   params: Params,
   prompt: Int[Array, "B P"],
@@ -103,14 +94,13 @@ def one_pass_scores(
   *,
   denoise: Denoiser,
   mask_id: int,
-  chunk: int = CHUNK,
 ) -> Float[Array, "B N"]:
   """Scores every document for each prompt with one forward pass; arguments as in `one_pass_retrieve`."""
   log_probs = one_pass_log_probs(params, prompt, banned, denoise=denoise, mask_id=mask_id, length=codes.shape[1])
-  return score_documents(log_probs if log_prior is None else log_probs - log_prior[None], codes, scored, chunk)
+  return score_documents(log_probs if log_prior is None else log_probs - log_prior[None], codes, scored)
 
 
-@functools.partial(jax.jit, static_argnames=("denoise", "mask_id", "k", "chunk"))
+@functools.partial(jax.jit, static_argnames=("denoise", "mask_id", "k"))
 def one_pass_retrieve(
   params: Params,
   prompt: Int[Array, "B P"],
@@ -122,7 +112,6 @@ def one_pass_retrieve(
   denoise: Denoiser,
   mask_id: int,
   k: int,
-  chunk: int = CHUNK,
 ) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
   """Ranks the documents of the index for each prompt with one forward pass.
 
@@ -136,15 +125,12 @@ def one_pass_retrieve(
     denoise: the model; pass the same function object each time, another one compiles anew.
     mask_id: the id of MASK.
     k: how many documents to return.
-    chunk: documents per gather (see `score_documents`).
 
   Returns:
     Row indices into `codes` and their scores in nats, best first.
 
   Raises:
-    ValueError: k outside 1..N, chunk below 1.
+    ValueError: k outside 1..N.
   """
-  scores = one_pass_scores(
-    params, prompt, codes, scored, banned, log_prior, denoise=denoise, mask_id=mask_id, chunk=chunk
-  )
+  scores = one_pass_scores(params, prompt, codes, scored, banned, log_prior, denoise=denoise, mask_id=mask_id)
   return top_documents(scores, k)

@@ -1,14 +1,17 @@
-"""Two retrievers that need no training run and no download: BM25 and latent semantic analysis.
+"""Retrievers to stand beside ours: BM25 and latent semantic analysis, which need no download, and a dense encoder.
 
     BM25   the lexical baseline that every retriever is set beside: bm25s, Lucene's form, k1 = .9, b = .4, English stems
     LSA    the dense baseline: TF-IDF rows, truncated SVD, cosine (Deerwester et al., 1990)
 
-Both index title and text, and return ranked lists in the form that `retrieval.place_in_ranking` takes. Titles and texts
+    dense  sentence vectors of a pretrained encoder (MiniLM), cosine
+
+All index title and text, and return ranked lists in the form that `retrieval.place_in_ranking` takes. Titles and texts
 come in as plain strings, so that nothing here knows a dataset.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 import time
 from typing import cast
 
@@ -18,6 +21,12 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 import Stemmer
+
+from diffgr_jax.data.hf_tokenizer import HfTokenizer
+from diffgr_jax.models.encoder import encode_texts
+from diffgr_jax.models.hf_weights import load_hf
+
+_SENTENCE_PIECES = 128  # what MiniLM was trained with
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,29 @@ def lsa(
   indices, scores = _top_k(asked, documents, min(k, len(titles)))
   unknown = ~asked.any(axis=1, keepdims=True)
   indices, scores = np.where(unknown, -1, indices), np.where(unknown, np.float32(-np.inf), scores)
+  return Ranking(*_fill(indices, scores, k), built - start, time.perf_counter() - built)
+
+
+def dense(
+  titles: Sequence[str], texts: Sequence[str], queries: Sequence[str], k: int = 100, *, folder: Path
+) -> Ranking:
+  """Ranks documents by the cosine of sentence vectors (MiniLM: mean pooling, "title. text", at most 128 pieces).
+
+  Args:
+    titles: of the documents.
+    texts: of the documents, parallel to titles.
+    queries: the questions.
+    k: length of the lists.
+    folder: a Hugging Face folder with an encoder and its tokenizer.json.
+  """
+  _check(queries, k)
+  start = time.perf_counter()
+  spec, params = load_hf(folder)
+  tokenizer = HfTokenizer(folder)
+  encode = lambda rows: encode_texts(params, spec.config, tokenizer, rows, max_length=_SENTENCE_PIECES)
+  documents = encode([f"{title}. {text}" for title, text in zip(titles, texts, strict=True)])
+  built = time.perf_counter()
+  indices, scores = _top_k(encode(list(queries)), documents, min(k, len(titles)))
   return Ranking(*_fill(indices, scores, k), built - start, time.perf_counter() - built)
 
 

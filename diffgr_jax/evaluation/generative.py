@@ -59,7 +59,7 @@ class Judged:
 
 
 def methods_of(config: Any, mask_id: int) -> tuple[Method, ...]:
-  """The decodings that a config asks for: one-pass, plain and corrected, and T steps with and without the constraint."""
+  """The decodings of a config: one-pass, plain and corrected, and T steps with and without the constraint."""
   policy = make_policy(config.policy, config.threshold)
   options = DecodeOptions(policy=policy, mask_id=mask_id, remask=config.remask)
   steps, name = config.decode_steps, f"{config.policy}, {config.decode_steps} steps"

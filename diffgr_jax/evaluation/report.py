@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import json
 from pathlib import Path
 import sys
@@ -18,7 +19,7 @@ from diffgr_jax.data.records import Document, Query
 from diffgr_jax.diffusion.corruption import ExactCount
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
-from diffgr_jax.evaluation.baselines import Ranking, bm25, lsa
+from diffgr_jax.evaluation.baselines import Ranking, bm25, dense, lsa
 from diffgr_jax.evaluation.generative import Judged, Metrics, evaluate_method, judge, methods_of
 from diffgr_jax.evaluation.likelihood import estimate_nll
 from diffgr_jax.evaluation.retrieval import (
@@ -31,6 +32,7 @@ from diffgr_jax.evaluation.retrieval import (
 )
 from diffgr_jax.training.metrics import recorded_seconds
 from diffgr_jax.training.run import Run, load_data
+from diffgr_jax.training.start import pretrained_folder
 
 _NLL_QUERIES, _NLL_SAMPLES = 256, 16
 
@@ -73,7 +75,7 @@ def evaluate_run(
     splits = {name: collection.queries[name] for name in _split_names(run, list(collection.queries))}
 
   judged = {name: judge(queries, index) for name, queries in splits.items() if len(queries)}
-  baselines = _rank_baselines(documents, judged)
+  baselines = _rank_baselines(documents, judged, run.config.dense)
   metrics = {name: _evaluate_split(run, params, judged[name], index, name, baselines[name]) for name in judged}
   record = results_record(
     command=_command(),
@@ -130,15 +132,18 @@ def _split_names(run: Run, present: list[str]) -> list[str]:
   return wanted
 
 
-def _rank_baselines(documents: Sequence[Document], judged: Mapping[str, Judged]) -> dict[str, dict[str, Ranking]]:
-  """BM25's and LSA's rankings of every split; each indexes the documents once."""
+def _rank_baselines(
+  documents: Sequence[Document], judged: Mapping[str, Judged], encoder: str
+) -> dict[str, dict[str, Ranking]]:
+  """The rankings of BM25, LSA and (if the config names one) a dense encoder; each indexes the documents once."""
   titles, texts = [document.title for document in documents], [document.text for document in documents]
   queries = [text for split in judged.values() for text in split.texts]
+  baselines = {"BM25": bm25, "LSA": lsa}
+  if encoder:
+    baselines[f"{encoder}, dense"] = functools.partial(dense, folder=pretrained_folder(encoder))
   rankings = {}
-  with tqdm(total=2, desc="ranking with BM25 and LSA", leave=False, delay=5) as progress:
-    for label, baseline in (("BM25", bm25), ("LSA", lsa)):
-      rankings[label] = baseline(titles, texts, queries)
-      progress.update()
+  for label, baseline in tqdm(baselines.items(), desc="ranking with the baselines", leave=False, delay=5):
+    rankings[label] = baseline(titles, texts, queries)
   parts, start = {}, 0
   for name, split in judged.items():
     rows, start = slice(start, start + len(split.texts)), start + len(split.texts)

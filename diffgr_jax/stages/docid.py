@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffgr_jax.decoding.scoring import score_documents
 from diffgr_jax.diffusion.corruption import Process, draw
-from diffgr_jax.diffusion.cross_entropy import chunked_token_nll, token_nll
+from diffgr_jax.diffusion.cross_entropy import chunked_token_nll
 from diffgr_jax.diffusion.objective import document_nll, masked_diffusion_loss
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.models.transformer import Params, Transformer
@@ -39,7 +39,6 @@ class DocIdStage:
   ce_chunk: int = 0  # vocabulary rows a chunk of the cross-entropy; 0 holds all logits at once
   document_weight: float = 0.0  # of the document-level softmax
   prior_weight: float = 0.0  # share of the tokens' log frequency that is subtracted in that score
-  document_chunk: int = 4096  # documents scored at a time
 
   def prepare(self, key: Key[Array, ""], batch: Batch) -> tuple[Batch, Float[Array, ""]]:
     """Corrupts the global batch; returns it with x_t, corrupted and weight, and its count of target positions."""
@@ -60,15 +59,17 @@ class DocIdStage:
       row_count: rows of the whole global batch.
     """
     model, features = self.denoiser.features(params, batch["prompt"], batch["x_t"])
-    if self.document_weight == 0.0 and self.ce_chunk:
-      nll, logits = self._chunked_nll(model, features, batch["docid"]), None
+    if self.ce_chunk:  # without the document term (training/options.py)
+      nll, logits, log_sum = self._chunked_nll(model, features, batch["docid"]), None, None
     else:
       logits = model.project(features)
-      nll = token_nll(logits, batch["docid"], self.valid_size)
+      in_use = jnp.arange(logits.shape[-1]) < self.valid_size
+      log_sum = jax.nn.logsumexp(jnp.where(in_use[None, None, :], logits, -jnp.inf), axis=-1)
+      nll = log_sum - jnp.take_along_axis(logits, batch["docid"][..., None], axis=-1)[..., 0]
     loss, sums = masked_diffusion_loss(nll, batch["corrupted"], batch["weight"], target_count)
     metrics = {"diffusion_loss": loss} | sums
-    if logits is not None and self.document_weight > 0.0:
-      document_loss, hits = self._document_loss(logits, batch, index)
+    if logits is not None and log_sum is not None and self.document_weight > 0.0:
+      document_loss, hits = self._document_loss(logits, log_sum, batch, index)
       loss = loss + self.document_weight * document_loss / row_count
       metrics |= {"document_loss": document_loss / row_count, "document_hits": hits / row_count}
     return loss, metrics | {"loss": loss}
@@ -80,20 +81,21 @@ class DocIdStage:
     return nll.reshape(docid.shape)
 
   def _document_loss(
-    self, logits: Float[Array, "B L V"], batch: Batch, index: Batch
+    self, logits: Float[Array, "B L V"], log_sum: Float[Array, "B L"], batch: Batch, index: Batch
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sums over rows of -log softmax of the right document, and of whether it comes first.
 
-    A document's score sums log p over the masked positions that it is scored on. Documents that disagree with what
-    the canvas already shows are out: a partly filled canvas asks which of the remaining ones it is.
+    A document's score sums log p (less the prior's share) over the masked positions that it is scored on: the logits
+    are gathered, and what is the same for all tokens of a position is a product of small matrices, so that nothing
+    else has the size of the logits. Documents that disagree with what the canvas already shows are out: a partly
+    filled canvas asks which of the remaining ones it is.
     """
-    in_use = jnp.arange(logits.shape[-1]) < self.valid_size
-    log_probs = jax.nn.log_softmax(jnp.where(in_use[None, None, :], logits, -jnp.inf))
-    corrupted = batch["corrupted"]
-    log_probs = jnp.maximum(log_probs, -1e4) - self.prior_weight * index["log_frequency"][None]
-    log_probs = jnp.where(corrupted[:, :, None], log_probs, 0.0)  # finite before: 0 * -inf is no gradient
-    scores = score_documents(log_probs, index["codes"], index["scored"], self.document_chunk)
-    scores = jnp.where(_agrees(index["codes"], batch["docid"], ~corrupted), scores, -jnp.inf)
+    codes, scored, masked = index["codes"], index["scored"], batch["corrupted"]
+    log_share = index["log_frequency"][jnp.arange(codes.shape[1])[None, :], codes]
+    normaliser = jnp.einsum("bl,nl->bn", jnp.where(masked, log_sum, 0.0), scored.astype(jnp.float32))
+    prior = jnp.einsum("bl,nl->bn", masked.astype(jnp.float32), jnp.where(scored, log_share, 0.0))
+    scores = score_documents(logits, codes, scored, masked) - normaliser - self.prior_weight * prior
+    scores = jnp.where(_agrees(codes, batch["docid"], ~masked), scores, -jnp.inf)
     right = jnp.take_along_axis(scores, batch["doc_index"][:, None], axis=-1)
     return document_nll(scores, batch["doc_index"]).sum(), (scores <= right).all(axis=-1).sum().astype(jnp.float32)
 

@@ -103,14 +103,14 @@ def start_at_corpus(params: Params, embeddings: Float[Array, "V D"], known: Bool
 
 
 def pretrained_folder(name: str) -> Path:
-  """The Hugging Face folder that config.pretrained names.
+  """The Hugging Face folder that config.pretrained (or config.dense) names.
 
   Raises:
     FileNotFoundError: there is none; for minilm, with the command that installs it.
   """
   folder = minilm_folder() if name == MINILM else Path(name)
   if not folder.is_dir():
-    raise FileNotFoundError(f"config.pretrained names no folder: {name}")
+    raise FileNotFoundError(f"{name} is no folder: name a Hugging Face folder, or minilm")
   return folder
 
 

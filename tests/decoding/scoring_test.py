@@ -17,15 +17,14 @@ def brute_force(log_probs, codes, scored):
   )
 
 
-def test_scores_against_brute_force_for_every_chunk(toy):
+def test_scores_against_brute_force(toy):
   for seed, documents in ((0, 1), (1, 7), (2, 37)):
     codes, scored = toy.codes(seed, documents, duplicates=documents // 7)
     logits = np.random.default_rng(seed).normal(size=(3, toy.length, toy.vocab))
     log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
     exact = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    for chunk in (1, 5, 37, 1000):
-      scores = scoring.score_documents(log_probs, jnp.asarray(codes), jnp.asarray(scored), chunk)
-      np.testing.assert_allclose(scores, brute_force(exact, codes, scored), rtol=1e-5)
+    scores = scoring.score_documents(log_probs, jnp.asarray(codes), jnp.asarray(scored))
+    np.testing.assert_allclose(scores, brute_force(exact, codes, scored), rtol=1e-5)
 
 
 def test_retrieval_against_brute_force(toy):
@@ -33,7 +32,7 @@ def test_retrieval_against_brute_force(toy):
   prompt, _, _, banned = toy.inputs(0, 4)
   params = toy.params(0)
   inputs = (params, *map(jnp.asarray, (prompt, codes, scored, banned)))
-  spec = dict(denoise=toy.denoise, mask_id=toy.mask, chunk=16)
+  spec = dict(denoise=toy.denoise, mask_id=toy.mask)
   found, scores = scoring.one_pass_retrieve(*inputs, k=10, **spec)
   logits = np.asarray(toy.denoise(params, prompt, jnp.full((4, toy.length), toy.mask)), np.float64)
   logits[..., banned] = -np.inf
@@ -65,9 +64,21 @@ def test_ties_go_to_the_lower_index_and_k_is_checked():
       scoring.top_documents(jnp.zeros((1, 4)), k)
 
 
-def test_bad_chunk_and_length_are_refused(toy):
+def test_a_canvas_of_another_length_is_refused(toy):
   codes, scored = (jnp.asarray(x) for x in toy.codes(0, 8))
-  with pytest.raises(ValueError, match="chunk is 0"):
-    scoring.score_documents(jnp.zeros((1, toy.length, toy.vocab)), codes, scored, 0)
   with pytest.raises(ValueError, match="log_probs has 3 positions, codes 6"):
     inspect.unwrap(scoring.score_documents)(jnp.zeros((1, 3, toy.vocab)), codes, scored)  # without the shape check
+
+
+def test_the_prior_is_subtracted_once_for_every_position_that_counts(toy):
+  codes, scored = toy.codes(5, 20)
+  prompt, _, _, banned = toy.inputs(5, 3)
+  log_prior = np.random.default_rng(6).normal(size=(toy.length, toy.vocab)).astype(np.float32)
+  inputs = (toy.params(5), *map(jnp.asarray, (prompt, codes, scored, banned)))
+  spec = dict(denoise=toy.denoise, mask_id=toy.mask)
+  plain = np.asarray(scoring.one_pass_scores(*inputs, **spec))
+  corrected = np.asarray(scoring.one_pass_scores(*inputs, jnp.asarray(log_prior), **spec))
+  prior = brute_force(log_prior[None], codes, scored)[0]
+  possible = np.isfinite(plain)
+  np.testing.assert_allclose(corrected[possible], (plain - prior[None])[possible], atol=1e-4)
+  assert (corrected[~possible] == -np.inf).all()

@@ -37,3 +37,14 @@ def test_saved_and_loaded_it_is_the_same(index, tmp_path):
 def test_rows_ids_and_titles_must_match(index):
   with pytest.raises(ValueError, match="3 rows, 2 ids, 3 titles"):
     DocIdIndex(index.codes, ("a", "b"), index.titles, EOS, PAD)
+
+
+def test_log_frequency_is_the_share_of_documents_with_a_token_at_a_position():
+  codes = np.array([[5, 6, 2, 0], [5, 7, 2, 0], [8, 2, 0, 0], [5, 6, 9, 2]], np.int32)
+  index = DocIdIndex(codes, tuple("abcd"), tuple("abcd"), eos_id=2, pad_id=0)
+  table = index.log_frequency(10)
+  assert table.shape == (4, 10)
+  for place in range(4):
+    for token in range(10):
+      share = np.mean(codes[:, place] == token)
+      np.testing.assert_allclose(table[place, token], np.log(share) if share else 0.0, rtol=1e-6)

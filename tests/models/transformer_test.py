@@ -157,3 +157,20 @@ def test_denoiser_reads_the_canvas_logits_of_the_whole_sequence(alignment):
   expected = expected[:, 3:6] if alignment == "shifted" else expected[:, 4:7]
   np.testing.assert_allclose(CanvasDenoiser(config, pad_id=0)(params, prompt, canvas), expected, atol=1e-5)
   assert hash(CanvasDenoiser(config, 0)) == hash(CanvasDenoiser(dataclasses.replace(config), 0))
+
+
+def test_slots_tell_the_places_of_an_all_masked_canvas_apart():
+  config = dataclasses.replace(TINY, token_types=4)
+  params = random_params(config)
+  prompt, canvas = jnp.asarray([[0, 7, 8]]), jnp.full((1, 3), 4)
+  slots, plain = CanvasDenoiser(config, 0, slots=True), CanvasDenoiser(config, 0)
+  zeroed = params | {"type_embed": {"embedding": params["type_embed"]["embedding"].at[1:].set(0.0)}}
+  by_hand = bind(config, params)(
+    jnp.concatenate([prompt, canvas], axis=1),
+    padded_layout(jnp.asarray([[False, True, True, True, True, True]])),
+    token_types=jnp.asarray([[0, 0, 0, 1, 2, 3]]),
+  )
+  expected = bind(config, params).logits(by_hand)[:, 3:]
+  np.testing.assert_allclose(slots(params, prompt, canvas), expected, atol=1e-5)
+  assert not np.allclose(slots(params, prompt, canvas), plain(params, prompt, canvas), atol=1e-3)
+  assert not np.allclose(slots(params, prompt, canvas), slots(zeroed, prompt, canvas), atol=1e-3)

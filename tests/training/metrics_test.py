@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from diffgr_jax.training.metrics import MetricWriter, NonFiniteLoss, ProgressBar, check_finite
+from diffgr_jax.training.metrics import MetricWriter, NonFiniteLoss, ProgressBar, check_finite, recorded_seconds
 
 
 def test_every_write_is_a_line_and_a_resumed_run_appends(tmp_path):
@@ -30,6 +30,16 @@ def test_tensorboard_files_hold_the_tags(tmp_path):
   (events,) = (tmp_path / "tensorboard").iterdir()
   assert "tfevents" in events.name
   assert b"Hit" in events.read_bytes()
+
+
+def test_recorded_seconds_are_those_of_the_steps_up_to_the_one_asked_for(tmp_path):
+  assert recorded_seconds(tmp_path, 9) == 0.0
+  writer = MetricWriter(tmp_path)
+  writer.write(2, {"loss": 1.0, "seconds": 30.0})
+  writer.write(3, {"valid Hit@1": 0.1})  # a line without a clock
+  writer.write(4, {"loss": 1.0, "seconds": 90.0})
+  writer.close()
+  assert [recorded_seconds(tmp_path, step) for step in (1, 2, 3, 4, 9)] == [0.0, 30.0, 30.0, 90.0, 90.0]
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])

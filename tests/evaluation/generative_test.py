@@ -1,0 +1,208 @@
+"""Rankings of every decoding, against brute force over all documents, a scripted model and hand-counted figures."""
+
+from collections import Counter
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffgr_jax.data.pipeline import encode_prompts
+from diffgr_jax.data.records import Query
+from diffgr_jax.evaluation.generative import Judged, Method, evaluate_method, judge, methods_of, quick_metrics
+from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.training.run import Run
+
+
+def with_config(run, **changes):
+  config = run.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.update(changes)
+  return dataclasses.replace(run, config=config)
+
+
+@pytest.fixture(scope="module")
+def judged(untrained):
+  """Seven queries, so that no batch size of the tests divides them; one of them has two right documents."""
+  run, _, collection = untrained
+  queries = [*collection.queries["valid"][:6], Query("both", "harbor or violin", ("D11", "D12"))]
+  return judge(queries, run.index)
+
+
+# --- one pass ---
+
+
+def brute_force_scores(run, params, texts, prior_weight):
+  """Sums log p of every document's tokens, one document and one position at a time, in float64."""
+  index, banned = run.index, np.asarray(run.banned)
+  prompts = jnp.asarray(encode_prompts(texts, run.vocab, run.config.prompt_length))
+  canvas = jnp.full((len(texts), index.canvas_length), run.vocab.mask_id, jnp.int32)
+  logits = np.asarray(jax.jit(run.denoiser)(params, prompts, canvas), np.float64)
+  allowed = [token for token in range(logits.shape[-1]) if not banned[token]]
+  tokens = [[int(t) for t in row] for row in index.codes]
+  share = [Counter(row[place] for row in tokens) for place in range(index.canvas_length)]
+  scores = np.zeros((len(texts), len(tokens)))
+  for q in range(len(texts)):
+    for place in range(index.canvas_length):
+      total = math.log(sum(math.exp(logits[q, place, token]) for token in allowed))
+      for n, row in enumerate(tokens):
+        if place <= row.index(index.eos_id):
+          prior = math.log(share[place][row[place]] / len(tokens))
+          scores[q, n] += logits[q, place, row[place]] - total - prior_weight * prior
+  return scores
+
+
+@pytest.mark.parametrize("prior_weight", [0.0, 1.0, 0.4])
+def test_one_pass_ranks_as_brute_force_over_the_documents(untrained, judged, prior_weight):
+  run, params, _ = untrained
+  scores = brute_force_scores(run, params, judged.texts, prior_weight)
+  ranks = [
+    min(1 + sum(other > row[document] for other in row) for document in relevant)
+    for row, relevant in zip(scores, judged.relevant, strict=True)
+  ]
+  figures, per_query = evaluate_method(run, params, Method("x", prior_weight=prior_weight), judged, run.index)
+  assert len(set(ranks)) > 2  # the model tells the documents apart
+  np.testing.assert_allclose(per_query["MRR@100"], [1 / rank for rank in ranks])
+  for k in (1, 10):
+    np.testing.assert_allclose(per_query[f"Hit@{k}"], [float(rank <= k) for rank in ranks], atol=1e-12)
+    assert figures[f"Hit@{k}"] == pytest.approx(np.mean([rank <= k for rank in ranks]))
+  assert (figures["forwards"], figures["queries"]) == (1.0, 7)
+  assert figures["queries/s"] > 0
+
+
+def test_the_prior_correction_changes_the_ranking(untrained, judged):
+  run, params, _ = untrained
+  plain, corrected = (brute_force_scores(run, params, judged.texts, weight) for weight in (0.0, 1.0))
+  assert (plain.argsort(axis=1) != corrected.argsort(axis=1)).any()
+
+
+def test_quick_metrics_are_those_of_the_first_validation_queries(untrained):
+  run, params, collection = untrained
+  run = with_config(run, prior_weight=1.0)
+  figures = quick_metrics(run, params, collection, limit=5)
+  first = judge(collection.queries["valid"][:5], run.index)
+  expected, _ = evaluate_method(run, params, Method("x", prior_weight=1.0), first, run.index)
+  assert figures == {f"valid {name}": expected[name] for name in ("Hit@1", "MRR@100")}
+  nothing = dataclasses.replace(collection, queries={"train": collection.queries["train"]})
+  assert quick_metrics(run, params, nothing) == {}
+
+
+# --- T steps ---
+
+
+ANY_ORDER = {"policy": "random", "prior_weight": 0.0}
+
+
+def test_constrained_decoding_always_names_a_document(untrained, judged):
+  run, params, _ = untrained
+  run = with_config(run, eval_batch_size=3, **ANY_ORDER)
+  every = list(range(len(run.index.doc_ids)))  # every document is right: a miss means that none was named
+  anything = Judged(judged.texts, [every] * 7, [[1] * len(every)] * 7)
+  *_, constrained, free = methods_of(run.config, run.vocab.mask_id)
+  named, _ = evaluate_method(run, params, constrained, anything, run.index)
+  assert named["Hit@1"] == 1.0
+  assert "invalid" not in named
+  assert 1.0 <= named["forwards"] <= run.config.decode_steps
+  loose, _ = evaluate_method(run, params, free, anything, run.index)
+  assert loose["Hit@1"] == pytest.approx(1.0 - loose["invalid"])
+  assert loose["invalid"] > 0.5  # untrained
+
+
+def test_batch_size_does_not_change_any_figure(untrained, judged):
+  run, params, _ = untrained
+  small, large = (with_config(run, eval_batch_size=size, **ANY_ORDER) for size in (3, 16))
+  for method in methods_of(small.config, run.vocab.mask_id):
+    one, one_per_query = evaluate_method(small, params, method, judged, run.index)
+    other, other_per_query = evaluate_method(large, params, method, judged, run.index)
+    assert one.keys() == other.keys()
+    assert {k: v for k, v in one.items() if k != "queries/s"} == {k: v for k, v in other.items() if k != "queries/s"}
+    for name, values in one_per_query.items():
+      np.testing.assert_array_equal(values, other_per_query[name], err_msg=f"{method.name} {name}")
+
+
+# --- a model whose answers are known ---
+
+
+class LookUp(CanvasDenoiser):
+  """Finds the prompt in its parameters and is nearly sure of the canvas that stands beside it."""
+
+  def __call__(self, params, prompt, canvas):
+    row = (prompt[:, None] == params["prompts"][None]).all(axis=-1).argmax(axis=-1)
+    return 25.0 * jax.nn.one_hot(params["answers"][row], self.config.vocab_size)
+
+
+class Scripted(Run):
+  @property
+  def denoiser(self):
+    return LookUp(self.model, self.vocab.pad_id)
+
+
+@pytest.fixture
+def scripted(untrained):
+  """-> run, index in which D1 has D0's DocID, and a function from {text: canvas} to parameters."""
+  run, _, _ = untrained
+  codes = run.index.codes.copy()
+  codes[1] = codes[0]
+  index = dataclasses.replace(run.index, codes=codes)
+  run = Scripted(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
+
+  def script(answers):
+    prompts = encode_prompts(list(answers), run.vocab, run.config.prompt_length)
+    return {"prompts": jnp.asarray(prompts), "answers": jnp.asarray(np.stack(list(answers.values())))}
+
+  return run, index, script
+
+
+def test_free_decoding_counts_what_names_no_document_as_invalid(scripted):
+  run, index, script = scripted
+  short = int(index.scored.sum(axis=1).argmin())
+  right, wrong, broken, padded = (index.codes[i].copy() for i in (5, 6, 7, short))
+  broken[0] = index.codes[7][1]  # a token that begins no title
+  assert broken[0] not in index.codes[:, 0]
+  end = int(index.scored[short].sum())
+  assert end < len(padded)
+  padded[end:] = padded[0]  # what stands behind EOS is not read
+  params = script({"right": right, "wrong one": wrong, "broken here": broken, "padded oddly": padded})
+  judged = Judged(["right", "wrong one", "broken here", "padded oddly"], [[5], [5], [7], [short]], [[1]] * 4)
+  *_, free = methods_of(run.config, run.vocab.mask_id)
+  figures, per_query = evaluate_method(run, params, free, judged, index)
+  assert figures["invalid"] == 0.25
+  assert per_query["Hit@1"].tolist() == [1.0, 0.0, 0.0, 1.0]
+  assert set(per_query) == {"Hit@1"}  # one document a query: no other depth means anything
+
+
+def test_documents_of_one_docid_tie_under_every_decoding(scripted):
+  run, index, script = scripted
+  params = script({"the pair": index.codes[0], "another": index.codes[9]})
+  judged = Judged(["the pair", "the pair", "another"], [[1], [0, 1], [9]], [[1], [1, 1], [1]])
+  for method in methods_of(run.config, run.vocab.mask_id):
+    figures, per_query = evaluate_method(run, params, method, judged, index)
+    np.testing.assert_allclose(per_query["Hit@1"], [0.5, 1.0, 1.0], err_msg=method.name)
+    if "MRR@10" in per_query:
+      np.testing.assert_allclose(per_query["MRR@10"], [(1 + 1 / 2) / 2, 1.0, 1.0])
+    assert figures.get("invalid", 0.0) == 0.0
+
+
+# --- what is asked ---
+
+
+def test_methods_follow_the_config(untrained):
+  run = with_config(untrained[0], policy="margin", decode_steps=3, remask=2, prior_weight=0.5)
+  methods = methods_of(run.config, run.vocab.mask_id)
+  plain = ["one-pass", "margin, 3 steps, constrained", "margin, 3 steps, free"]
+  assert [m.name for m in methods] == [plain[0], "one-pass, prior-corrected", *plain[1:]]
+  assert [m.prior_weight for m in methods] == [0.0, 0.5, 0.0, 0.0]
+  assert [m.constrained for m in methods] == [False, False, True, False]
+  assert [m.options and m.options.remask for m in methods] == [None, None, 2, 2]
+  uncorrected = methods_of(with_config(run, prior_weight=0.0).config, run.vocab.mask_id)
+  assert [m.name for m in uncorrected] == plain
+
+
+def test_judge_takes_grades_and_names_an_unknown_document(untrained):
+  run = untrained[0]
+  judged = judge([Query("a", "x", ("D3", "D0"), (2, 1)), Query("b", "y", ("D4",))], run.index)
+  assert judged == Judged(["x", "y"], [[3, 0], [4]], [[2, 1], [1]])
+  with pytest.raises(ValueError, match="query V77 names document gone, which the index does not have"):
+    judge([Query("V77", "x", ("D0", "gone"))], run.index)

@@ -1,0 +1,147 @@
+"""The evaluation of a run as one record: what it holds, what it may be asked with, and what it says of its training."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from diffgr_jax.data.records import Document
+from diffgr_jax.docid.linguistic import build_linguistic_index
+from diffgr_jax.evaluation import report
+from diffgr_jax.evaluation.baselines import bm25
+from diffgr_jax.evaluation.generative import evaluate_method, judge, methods_of
+from diffgr_jax.evaluation.retrieval import means, place_in_ranking, retrieval_metrics
+
+
+def with_config(run, **changes):
+  config = run.config.copy_and_resolve_references()
+  with config.unlocked():
+    config.update(changes)
+  return dataclasses.replace(run, config=config)
+
+
+@pytest.fixture(scope="module")
+def measured(untrained, tmp_path_factory):
+  run, params, _ = untrained
+  out = tmp_path_factory.mktemp("report") / "deep" / "results.json"
+  return report.evaluate_run(run, params, step=6, out=out), out
+
+
+def test_the_record_is_the_file_and_names_what_was_run(measured, untrained):
+  record, out = measured
+  run, params, collection = untrained
+  assert record == json.loads(out.read_text())
+  assert record["status"] == "measured"
+  assert record["seeds"]["training"] == run.config.seed
+  assert {"python", "jax", "numpy"} <= set(record["versions"])
+  assert record["machine"]["cpus"] >= 1
+  settings = record["settings"]
+  assert settings["dataset"] == "folder"
+  assert settings["documents"] == len(collection.documents) == 24
+  assert settings["collection"] == collection.fingerprint
+  assert (settings["step"], settings["examples"]) == (6, 6 * run.config.batch_size)
+  assert settings["parameters"] == sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+
+
+def test_every_method_stands_beside_the_baselines_with_its_interval(measured, untrained):
+  record, (run, params, collection) = measured[0], untrained
+  rows = record["metrics"]["valid"]
+  names = [method.name for method in methods_of(run.config, run.vocab.mask_id)]
+  assert list(rows) == ["BM25", "LSA", *names]
+  for name, row in rows.items():
+    assert row["queries"] == 10
+    if name == "BM25":
+      assert "Hit@1 - BM25 low" not in row
+    else:
+      difference = row["Hit@1"] - rows["BM25"]["Hit@1"]
+      assert row["Hit@1 - BM25 low"] <= difference + 1e-9
+      assert row["Hit@1 - BM25 high"] >= difference - 1e-9
+  for name in ("BM25", "LSA", "one-pass", "one-pass, prior-corrected"):
+    assert {"Hit@1", "Hit@10", "Hit@100", "MRR@10", "MRR@100", "queries/s"} <= set(rows[name])
+  assert [name for name in rows if "NELBO" in rows[name]] == ["one-pass"]
+  assert rows["one-pass"]["NELBO"] > 0
+  assert [name for name in rows if "invalid" in rows[name]] == names[-1:]
+  queries = collection.queries["valid"]
+  titles, texts = zip(*((document.title, document.text) for document in collection.documents), strict=True)
+  ranking = bm25(titles, texts, [query.query for query in queries])
+  judged = judge(queries, run.index)
+  expected = means(retrieval_metrics(place_in_ranking(ranking.indices, ranking.scores, judged.relevant, judged.grades)))
+  assert {name: rows["BM25"][name] for name in expected} == pytest.approx(expected)
+  own, _ = evaluate_method(run, params, methods_of(run.config, run.vocab.mask_id)[0], judged, run.index)
+  assert rows["one-pass"]["MRR@100"] == own["MRR@100"]
+
+
+def test_the_report_prints_every_method_of_every_split(measured, capsys):
+  report.print_report(*measured)
+  shown = capsys.readouterr().out
+  assert "folder: 24 documents" in shown
+  assert "valid (10 queries)" in shown
+  for name in measured[0]["metrics"]["valid"]:
+    assert any(line.startswith(f"{name}  ") for line in shown.splitlines()), name
+  assert f"results: {measured[1]}" in shown
+
+
+# --- other files, other splits: the measuring itself is replaced by a look at what would be measured ---
+
+
+@pytest.fixture
+def asked(monkeypatch):
+  """Collects what each split would be measured on."""
+  seen = {}
+
+  def look(run, params, judged, index, name, baselines):
+    seen[name] = (judged, index, baselines)
+    return {"BM25": {"Hit@1": 0.0, "queries": len(judged.texts)}}
+
+  monkeypatch.setattr(report, "_evaluate_split", look)
+  return seen
+
+
+def write_lines(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def test_files_replace_queries_and_corpus(untrained, asked, tmp_path):
+  run, params, _ = untrained
+  documents = [{"doc_id": "a", "title": "river lamp", "text": "old"}, {"doc_id": "b", "title": "lamp", "text": "new"}]
+  corpus = write_lines(tmp_path / "corpus.jsonl", documents)
+  queries = write_lines(tmp_path / "asked.jsonl", [{"query_id": "q", "query": "the lamp", "doc_ids": ["b"]}])
+  out = tmp_path / "out.json"
+  record = report.evaluate_run(run, params, step=1, out=out, queries_file=queries, corpus_file=corpus)
+  judged, index, baselines = asked["asked"]
+  assert baselines["BM25"].indices[0, :2].tolist() == [1, 0]  # the shorter of the two documents about a lamp
+  assert (judged.texts, judged.relevant) == (["the lamp"], [[1]])
+  expected = build_linguistic_index([Document(**row) for row in documents], run.vocab, run.index.canvas_length)
+  np.testing.assert_array_equal(index.codes[:, : expected.canvas_length], expected.codes)
+  assert record["settings"]["documents"] == 2
+  assert record["settings"]["collection"] is None  # nothing of the run's own data was read
+
+  own = write_lines(tmp_path / "own.jsonl", [{"query_id": "q", "query": "the lamp", "doc_ids": ["D2"]}])
+  report.evaluate_run(run, params, step=1, out=out, queries_file=own)
+  assert set(asked) == {"asked", "own"}
+  assert asked["own"][0].relevant == [[2]]
+  with pytest.raises(ValueError, match=r"document '?b'?\b"):
+    report.evaluate_run(run, params, step=1, out=out, queries_file=queries)
+
+
+def test_baselines_indexed_once_are_those_of_each_split(untrained, asked, tmp_path):
+  run, params, collection = untrained
+  report.evaluate_run(with_config(run, eval_splits=("train", "valid")), params, step=1, out=tmp_path / "o.json")
+  titles, texts = zip(*((document.title, document.text) for document in collection.documents), strict=True)
+  for split in ("train", "valid"):
+    alone = bm25(titles, texts, [query.query for query in collection.queries[split]])
+    np.testing.assert_array_equal(asked[split][2]["BM25"].indices, alone.indices)
+
+
+def test_splits_are_the_config_s_or_all_but_the_training_queries(untrained, asked, tmp_path):
+  run, params, _ = untrained
+  report.evaluate_run(with_config(run, eval_splits=("train",)), params, step=1, out=tmp_path / "o.json")
+  assert list(asked) == ["train"]
+  asked.clear()
+  report.evaluate_run(with_config(run, eval_splits=()), params, step=1, out=tmp_path / "o.json")
+  assert list(asked) == ["valid"]
+  with pytest.raises(ValueError, match="eval_splits names 'test'; the data has train, valid"):
+    report.evaluate_run(with_config(run, eval_splits=("valid", "test")), params, step=1, out=tmp_path / "o.json")

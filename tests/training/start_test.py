@@ -1,0 +1,140 @@
+"""Where parameters start: the corpus' statistics, a pretrained model, and what does not go together."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffgr_jax.data.records import Collection, Document, Query
+from diffgr_jax.data.vocab import Vocabulary
+from diffgr_jax.models.transformer import abstract_params, init_params
+from diffgr_jax.training import loop, start
+from diffgr_jax.training.options import check_config
+from diffgr_jax.training.run import open_run, prepare_run
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+class Letters(Vocabulary):
+  """A vocabulary without a tokenizer: a token a letter, from 5 on."""
+
+  def __init__(self):
+    pass
+
+  def encode_many(self, texts):
+    return [[5 + ord(c) - ord("a") for c in text if c.isalpha()] for text in texts]
+
+
+def collection_of(texts, queries=()):
+  documents = [Document(f"D{i}", "", text) for i, text in enumerate(texts)]
+  return Collection("toy", documents, {"train": list(queries)}, "", {})
+
+
+def test_corpus_embeddings_are_the_right_singular_vectors_of_tf_idf():
+  texts = ["aab", "abc", "bcd", "cde", "aef", "fgb"]
+  collection = collection_of(texts, [Query("q", "gg", ("D0",))])
+  embeddings, known = start.corpus_embeddings(collection, Letters(), rows=16, width=3)
+  counts = np.zeros((6, 16))
+  for i, text in enumerate(["aabgg", *texts[1:]]):
+    for c in text:
+      counts[i, 5 + ord(c) - ord("a")] += 1
+  idf = np.log(7 / np.maximum((counts > 0).sum(0), 1))
+  weights = np.log1p(counts) * idf
+  weights /= np.linalg.norm(weights, axis=1, keepdims=True)
+  right = np.linalg.svd(weights)[2][:3].T
+  right = start.ROW_LENGTH * right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-9)
+  np.testing.assert_array_equal(known, counts.sum(0) > 0)
+  # Singular vectors have no sign, and the order of the columns is free: compare the cosines of tokens.
+  np.testing.assert_allclose(
+    (embeddings @ embeddings.T)[known][:, known], (right @ right.T)[known][:, known], atol=1e-5
+  )
+  again, _ = start.corpus_embeddings(collection, Letters(), rows=16, width=3)
+  np.testing.assert_array_equal(embeddings, again)
+
+
+def test_a_corpus_smaller_than_the_width_is_refused_with_the_numbers():
+  with pytest.raises(ValueError, match=r"more than d_model \(3\) documents and tokens, not 3 and 4"):
+    start.corpus_embeddings(collection_of(["ab", "bc", "cd"]), Letters(), rows=16, width=3)
+
+
+def test_the_corpus_start_answers_with_the_company_of_the_querys_words(tiny_config, tmp_path):
+  with tiny_config.unlocked():
+    tiny_config.update(start="corpus", n_heads=2, n_kv_heads=2, head_dim=8)
+  run, collection = prepare_run(tiny_config, tmp_path)
+  shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract_params(run.model))
+  fresh = init_params(run.model, jax.random.key(0))
+  params = start.starting_params(fresh, tiny_config, run.model, run.vocab, collection, shardings)
+  assert not np.array_equal(params["embed"]["embedding"], fresh["embed"]["embedding"])
+  assert not np.asarray(params["blocks"]["mlp"]["down"]["kernel"]).any()
+  # Logits of an all-masked canvas, by hand: the final norm of MASK + slot + what attention averages, against the table.
+  prompt = jnp.asarray([[run.vocab.bos_id, 100, 101, run.vocab.sep_id]])
+  canvas = jnp.full((1, run.index.canvas_length), run.vocab.mask_id)
+  base = np.asarray(run.denoiser(params, prompt, canvas))[0]
+  swapped = np.asarray(run.denoiser(params, prompt.at[0, 1].set(102), canvas))[0]
+  assert (base[:, 100] > swapped[:, 100]).all()  # a token of the query is likelier everywhere
+  assert (base[:, 102] < swapped[:, 102]).all()
+
+
+def test_a_run_starts_at_a_pretrained_model_and_reads_back(tiny_config, tmp_path, tiny_bert):
+  with tiny_config.unlocked():
+    tiny_config.update(start="pretrained", pretrained=str(tiny_bert), slot_embeddings=False, learning_rate=1e-9)
+  run, state = loop.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert run.model.norm_position == "post"
+  assert run.model.head == "linear"
+  assert run.model.vocab_size == run.vocab.padded_size
+  from diffgr_jax.models.hf_weights import load_hf
+
+  _, original = load_hf(tiny_bert)
+  np.testing.assert_allclose(
+    state.params["blocks"]["mlp"]["up"]["kernel"], original["blocks"]["mlp"]["up"]["kernel"], atol=1e-6
+  )
+  again = open_run(tmp_path / "run")
+  assert again.model == run.model
+  assert again.vocab.encode("river stone") == run.vocab.encode("river stone")
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(start="warm"), "config.start is one of random, corpus, pretrained, not 'warm'"),
+    (dict(start="pretrained"), "config.pretrained must name a folder, or minilm"),
+    (dict(start="pretrained", pretrained="minilm"), "config.slot_embeddings must be False"),
+    (dict(start="corpus", n_heads=2, n_kv_heads=1), "config.start 'corpus' needs n_heads = n_kv_heads"),
+  ],
+)
+def test_starts_that_do_not_fit_are_named(tiny_config, change, message):
+  with tiny_config.unlocked():
+    tiny_config.update(change)
+  with pytest.raises(ValueError, match=message):
+    check_config(tiny_config)
+
+
+def test_a_missing_pretrained_folder_is_named(tiny_config, tmp_path):
+  with tiny_config.unlocked():
+    tiny_config.update(start="pretrained", pretrained=str(tmp_path / "gone"), slot_embeddings=False)
+  with pytest.raises(FileNotFoundError, match=r"gone is no folder: name a Hugging Face folder, or minilm"):
+    prepare_run(tiny_config, tmp_path / "run")
+
+
+@pytest.fixture
+def tiny_bert(tmp_path):
+  """The golden BERT encoder with a word-piece tokenizer of its size beside it."""
+  import shutil
+
+  from tokenizers import Tokenizer, models, pre_tokenizers
+
+  folder = tmp_path / "bert"
+  shutil.copytree(GOLDEN / "bert_minilm", folder)
+  pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "river", "stone", "lamp"]
+  pieces += [chr(c) for c in range(ord("a"), ord("z") + 1)] + [str(i) for i in range(10)]
+  pieces += [f"##{piece}" for piece in pieces[8:]]
+  pieces += [f"[unused{i}]" for i in range(118 - len(pieces))]
+  tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+  tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+  tokenizer.save(str(folder / "tokenizer.json"))
+  names = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+  (folder / "special_tokens_map.json").write_text(json.dumps(names))
+  return folder
