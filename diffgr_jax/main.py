@@ -14,7 +14,8 @@ from diffgr_jax.training.loop import train_and_evaluate
 from diffgr_jax.training.run import Run, load_data
 from diffgr_jax.viz.worked import show_worked_queries
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py", "what to train; FILE.py:key=value,...")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "what to train; FILE.py:key=value,...")
+flags.mark_flag_as_required("config")
 _WORKDIR = flags.DEFINE_string("workdir", "workdir", "where data, checkpoints, metrics and results go")
 
 

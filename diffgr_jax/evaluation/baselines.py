@@ -187,7 +187,7 @@ def _right_singular_vectors(rows: scipy.sparse.csr_array, width: int, seed: int)
     _, strength, vectors = np.linalg.svd(rows.toarray(), full_matrices=False)
     return vectors[strength > 1e-10].T
   start = np.random.default_rng(seed).normal(size=smaller)
-  return scipy.sparse.linalg.svds(rows, k=width, v0=start)[2].T
+  return np.asarray(scipy.sparse.linalg.svds(rows, k=width, v0=start)[2]).T
 
 
 def _unit_rows(vectors: Float[np.ndarray, "B R"]) -> Float[np.ndarray, "B R"]:

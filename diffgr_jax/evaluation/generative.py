@@ -10,6 +10,7 @@ A decoding that generates one DocID ranks one document: it has Hit@1, and its Hi
 from collections.abc import Sequence
 from dataclasses import dataclass
 import functools
+import itertools
 import time
 from typing import Any
 
@@ -132,13 +133,16 @@ def evaluate_method(
 
 
 def quick_metrics(run: Run, params: Any, collection: Collection, limit: int = 512) -> Metrics:
-  """One-pass Hit@1 and MRR@100 on the first validation queries, to watch a run; nothing where there are none."""
-  queries = [collection.queries["valid"][i] for i in range(min(limit, len(collection.queries.get("valid", ()))))]
+  """One-pass Hit@1 and MRR@100 on validation queries, to watch a run; nothing where there are none.
+
+  They are the first `limit` queries of the splits whose names begin with "valid", taken in turn.
+  """
+  splits = [queries for name, queries in collection.queries.items() if name.startswith("valid")]
+  queries = [query for rank in itertools.zip_longest(*splits) for query in rank if query is not None][:limit]
   if not queries:
     return {}
-  figures, _ = evaluate_method(
-    run, params, Method("one-pass", prior_weight=run.config.prior_weight), judge(queries, run.index), run.index
-  )
+  method = Method("one-pass", prior_weight=run.config.prior_weight)
+  figures, _ = evaluate_method(run, params, method, judge(queries, run.index), run.index)
   return {f"valid {name}": figures[name] for name in ("Hit@1", "MRR@100")}
 
 

@@ -29,6 +29,7 @@ from diffgr_jax.evaluation.retrieval import (
   place_in_ranking,
   results_record,
   retrieval_metrics,
+  typed_command,
 )
 from diffgr_jax.training.metrics import recorded_seconds
 from diffgr_jax.training.run import Run, load_data
@@ -63,13 +64,20 @@ def evaluate_run(
   if corpus_file:
     documents: Sequence[Document] = list(read_corpus(corpus_file, run.config.on_bad_row)[0])
     index = build_linguistic_index(documents, run.vocab, run.index.canvas_length)
+    missing = run.index.canvas_length - index.canvas_length  # the model was trained on canvases of one length
+    codes = np.pad(index.codes, ((0, 0), (0, missing)), constant_values=index.pad_id)
+    index = dataclasses.replace(index, codes=codes)
   else:
     assert collection is not None
     documents, index = collection.documents, run.index
   if queries_file:
-    splits: Mapping[str, Sequence[Query]] = {
-      Path(queries_file).stem: list(read_queries(queries_file, run.config.on_bad_row)[0])
-    }
+    asked, skipped = read_queries(queries_file, run.config.on_bad_row, frozenset(index.doc_ids))
+    splits: Mapping[str, Sequence[Query]] = {Path(queries_file).stem: list(asked)}
+    left_out = ", ".join(f"{count} skipped ({kind})" for kind, count in sorted(skipped.items()))
+    if not splits[Path(queries_file).stem]:
+      raise ValueError(f"{queries_file} holds no query that the index answers" + (f": {left_out}" if left_out else ""))
+    if left_out:
+      print(f"{queries_file}: {left_out}", file=sys.stderr)
   else:
     assert collection is not None
     splits = {name: collection.queries[name] for name in _split_names(run, list(collection.queries))}
@@ -78,7 +86,7 @@ def evaluate_run(
   baselines = _rank_baselines(documents, judged, run.config.dense)
   metrics = {name: _evaluate_split(run, params, judged[name], index, name, baselines[name]) for name in judged}
   record = results_record(
-    command=_command(),
+    command=typed_command(),
     status="measured",
     seeds={"training": run.config.seed, "bootstrap": 0},
     metrics=metrics,
@@ -141,6 +149,8 @@ def _rank_baselines(
   baselines = {"BM25": bm25, "LSA": lsa}
   if encoder:
     baselines[f"{encoder}, dense"] = functools.partial(dense, folder=pretrained_folder(encoder))
+  if not queries:
+    return {}
   rankings = {}
   for label, baseline in tqdm(baselines.items(), desc="ranking with the baselines", leave=False, delay=5):
     rankings[label] = baseline(titles, texts, queries)
@@ -201,10 +211,3 @@ def _nelbo(run: Run, params: Any, judged: Judged, index: DocIdIndex) -> float:
     chunk=4,
   )
   return float(np.mean(estimate.mean))
-
-
-def _command() -> str:
-  """The command as it was typed, with the module in place of its file."""
-  module = Path(sys.argv[0])
-  name = f"python -m {module.parent.name}.{module.stem}" if module.parent.name == "diffgr_jax" else module.name
-  return " ".join([name, *sys.argv[1:]])

@@ -17,7 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 import os
+from pathlib import Path
 import platform
+import sys
 
 from jaxtyping import Bool, Float, Int
 import numpy as np
@@ -215,6 +217,17 @@ def format_table(rows: Sequence[Mapping[str, object]], markdown: bool = True) ->
   dashes = ["-" * (width - 1) + ":" if right else "-" * width for width, right in zip(widths, numeric, strict=True)]
   rule = line(dashes) if markdown else "  ".join("-" * width for width in widths)
   return "\n".join([line(columns), rule, *map(line, text)])
+
+
+def typed_command() -> str:
+  """The command of this process as it was typed, with `python -m package.module` in place of the module's file."""
+  module = Path(sys.argv[0])
+  name = (
+    f"python -m {module.parent.name}.{module.stem}"
+    if module.parent.name in ("diffgr_jax", "benchmarks")
+    else module.name
+  )
+  return " ".join([name, *sys.argv[1:]])
 
 
 def results_record(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffgr_jax.data.pipeline import make_train_iterator
+from diffgr_jax.data.records import Collection
 from diffgr_jax.evaluation.generative import quick_metrics
 from diffgr_jax.parallel.mesh import batch_shards, make_mesh
 from diffgr_jax.parallel.rules import replicated, shard_batch
@@ -49,7 +50,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     run.index,
     batch_size=config.batch_size,
     prompt_length=config.prompt_length,
-    mixture=config.mixture.to_dict(),
+    mixture=_usable_mixture(config.mixture.to_dict(), collection),
     seed=config.seed,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
@@ -109,8 +110,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
       if at_save or at_eval:
         report(*pending)  # nothing is kept or measured that has not been seen to be finite
         pending = None
-      if at_eval:
-        writer.write(step, quick_metrics(run, state.params, collection))
+      if at_eval and (watched := quick_metrics(run, state.params, collection)):
+        writer.write(step, watched)
       if at_save:
         checkpoints.save(step, state, iterator)
         last_saved = step
@@ -120,3 +121,11 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     checkpoints.wait()
     checkpoints.close()
   return run, state
+
+
+def _usable_mixture(mixture: dict[str, float], collection: Collection) -> dict[str, float]:
+  """Leaves training queries out of the mixture where the data has none, and says so."""
+  if mixture.get("queries") and not collection.queries.get("train"):
+    print("the data has no training queries: their share of config.mixture goes to the other sources", flush=True)
+    return mixture | {"queries": 0.0}
+  return mixture

@@ -88,3 +88,14 @@ def test_another_config_in_the_same_workdir_is_refused_by_field(tiny_config, tmp
     tiny_config.d_model = 32
   with pytest.raises(ValueError, match="holds a run with d_model=16, not 32"):
     loop.train_and_evaluate(tiny_config, tmp_path / "whole")
+
+
+def test_data_without_training_queries_trains_on_the_other_sources(tiny_config, corpus_folder, tmp_path, capsys):
+  folder = tmp_path / "corpus"
+  folder.mkdir()
+  (folder / "corpus.jsonl").write_text((corpus_folder / "corpus.jsonl").read_text())
+  with tiny_config.unlocked():
+    tiny_config.update(dataset_path=str(folder), steps=2)
+  _, state = loop.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert int(state.step) == 2
+  assert "no training queries" in capsys.readouterr().out
