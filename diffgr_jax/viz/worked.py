@@ -89,14 +89,13 @@ def show_answer(answer: Answer, *, relevant: tuple[str, ...] = (), console: Cons
   """Prints the ranking and the denoising steps."""
   console = console or Console()
   index = answer.run.index
-  console.print()
+  console.print(f'\n"{answer.query}"', style="bold", markup=False, highlight=False)
   console.print(
     render_ranking(
       answer.scores.tolist(),
       [index.doc_ids[i] for i in answer.ranked],
       [index.titles[i] for i in answer.ranked],
       relevant=relevant,
-      title=f'"{answer.query}"',
     )
   )
   found = "no document" if answer.denoised is None else index.titles[answer.denoised]
