@@ -31,7 +31,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 import numpy as np
 
 from diffgr_jax.decoding.denoiser import log_probabilities
-from diffgr_jax.decoding.policies import Budget, Policy, commit_together
+from diffgr_jax.decoding.policies import Budget, Confidence, Policy, commit_together
 from diffgr_jax.decoding.sampling import Sampling, filtered, make_sampling, token_scores
 from diffgr_jax.decoding.schedules import Even, Schedule
 from diffgr_jax.decoding.stopping import after_stop, first_stop, stop_ends, stop_table
@@ -179,14 +179,19 @@ def decode_blocks_steps(
   state, setting, context = _prepare(
     prompt, valid, row_seeds, banned, config, options, max_new_tokens, steps, sampling, stops, context, blocks
   )
-  static = dict(config=config, options=options, context=context)
+  # Passes do not ask the policy: programs are shared by all that read the canvas alike.
+  reading = replace(options, policy=Confidence(), schedule=Even(), stop_check="step", judge="model")
+  static = dict(config=config, options=reading, context=context)
   cache = init_cache(config, *state.canvas.shape)
   yield state
   while bool(_more_blocks(state, options, context)):
-    state, cache = _open_step(params, state, cache, setting, first=int(state.block) < 0, **static)
-    yield state
+    state, cache, logits, ready = _open_step(params, state, cache, setting, first=int(state.block) < 0, **static)
+    if not ready:
+      yield state  # with the first token that the committing pass wrote
     while bool(_open_masks(state, options, context).any()):
-      state, cache = _denoise_step(params, state, cache, setting, **static)
+      if not ready:
+        logits, cache = _denoise_step(params, state, cache, **static)
+      state, ready = _commit_step(state, logits, setting, options, context), False
       yield state
     state = _close_block(state, setting, options)
 
@@ -206,23 +211,42 @@ def answers(
 # --- the loop ---
 
 
+@struct.dataclass
+class _Carry:
+  """What the loop hands on: `logits` of the current block, if a pass has computed them since the last commitment."""
+
+  state: BlockState
+  cache: KVCache
+  logits: Float[Array, "B L V"]
+  ready: Bool[Array, ""]
+
+
 @functools.partial(jax.jit, static_argnames=("config", "options", "context"))
 def _decode_loop(params, state, setting, *, config, options, context) -> BlockState:
   static = dict(config=config, options=options, context=context)
 
-  def denoise(carry: tuple[BlockState, KVCache]) -> tuple[BlockState, KVCache]:
-    return _denoise_pass(params, *carry, setting, **static)
+  def step(carry: _Carry) -> _Carry:
+    compute = lambda: _denoise_pass(params, carry.state, carry.cache, **static)
+    if options.window == "exact":  # the cache need not pass through the conditional
+      logits, cache = jax.lax.cond(carry.ready, lambda: carry.logits, lambda: compute()[0]), carry.cache
+    else:
+      logits, cache = jax.lax.cond(carry.ready, lambda: (carry.logits, carry.cache), compute)
+    return _Carry(_commit(carry.state, logits, setting, options, context), cache, logits, jnp.bool_(False))
 
-  def finish_block(carry: tuple[BlockState, KVCache]) -> tuple[BlockState, KVCache]:
-    state, cache = jax.lax.while_loop(lambda c: _open_masks(c[0], options, context).any(), denoise, carry)
-    return _close_block(state, setting, options), cache
+  def finish_block(carry: _Carry) -> _Carry:
+    carry = jax.lax.while_loop(lambda c: _open_masks(c.state, options, context).any(), step, carry)
+    carry = replace(carry, state=_close_block(carry.state, setting, options))
+    return jax.lax.cond(_more_blocks(carry.state, options, context), open_next, lambda carry: carry, carry)
 
-  def next_block(carry: tuple[BlockState, KVCache]) -> tuple[BlockState, KVCache]:
-    return finish_block(_open_block(params, *carry, setting, first=False, **static))
+  def open_next(carry: _Carry) -> _Carry:
+    return _Carry(*_open_block(params, carry.state, carry.cache, setting, first=False, **static))
+
+  def unfinished(carry: _Carry) -> Bool[Array, ""]:
+    return _open_masks(carry.state, options, context).any() | _more_blocks(carry.state, options, context)
 
   cache = init_cache(config, *state.canvas.shape)
-  carry = finish_block(_open_block(params, state, cache, setting, first=True, **static))
-  return jax.lax.while_loop(lambda c: _more_blocks(c[0], options, context), next_block, carry)[0]
+  carry = _Carry(*_open_block(params, state, cache, setting, first=True, **static))
+  return jax.lax.while_loop(unfinished, finish_block, carry).state
 
 
 def _more_blocks(state: BlockState, options: BlockOptions, context: int) -> Bool[Array, ""]:
@@ -254,8 +278,13 @@ def _open_block(
   options: BlockOptions,
   context: int,
   first: bool,
-) -> tuple[BlockState, KVCache]:
-  """Commits what is finished (the last block; at first, the context) and begins the next block in the same pass."""
+) -> tuple[BlockState, KVCache, Float[Array, "B L V"], Bool[Array, ""]]:
+  """Commits what is finished (the last block; at first, the context), and begins the next block in the same pass.
+
+  Returns:
+    State, cache, the next block's logits, and whether they were computed: a first token that the committing pass
+    itself writes (Fast-dLLM v2) has to be there before the block is read.
+  """
   size, model = options.block_size, bind(config, params)
   done = context if first else size
   offset = jnp.int32(0) if first else context + state.block * size
@@ -272,35 +301,28 @@ def _open_block(
       state = replace(state, clean=hidden[:, done - 1].astype(jnp.float32))
   if fused:
     assert hidden is not None
-    logits = _block_logits(model, hidden[:, done:], state, options)
-    return _commit(state, logits, setting, options, context), cache
-  return (_write_first_token(model, state, setting, options, context) if done else state), cache
+    return state, cache, _block_logits(model, hidden[:, done:], state, options), jnp.bool_(True)
+  if done:
+    state = _write_first_token(model, state, setting, options, context)
+  return state, cache, jnp.zeros((len(state.canvas), size, config.vocab_size), jnp.float32), jnp.bool_(False)
 
 
 def _denoise_pass(
   params: Params,
   state: BlockState,
   cache: KVCache,
-  setting: Setting,
   *,
   config: TransformerConfig,
   options: BlockOptions,
   context: int,
-) -> tuple[BlockState, KVCache]:
-  """One pass over the current block, which is not committed, and the commitments that follow from it."""
+) -> tuple[Float[Array, "B L V"], KVCache]:
+  """Logits of the current block, which is not committed; an exact cache stays as it is."""
   model, offset = bind(config, params), context + state.block * options.block_size
   if options.window == "sub_block":
-    logits, cache = _window_logits(model, state, cache, options, context)
-  else:
-    tokens, layout = _span(state.canvas, offset, options.block_size), _layout(state, offset, options.block_size)
-    hidden, _ = _extend(model, tokens, layout, cache, offset, options)
-    logits = _block_logits(model, hidden, state, options)
-  return _commit(state, logits, setting, options, context), cache
-
-
-_static_names = ("config", "options", "context")
-_open_step = jax.jit(_open_block, static_argnames=(*_static_names, "first"), donate_argnames=("cache",))
-_denoise_step = jax.jit(_denoise_pass, static_argnames=_static_names, donate_argnames=("cache",))
+    return _window_logits(model, state, cache, options, context)
+  tokens, layout = _span(state.canvas, offset, options.block_size), _layout(state, offset, options.block_size)
+  hidden, _ = _extend(model, tokens, layout, cache, offset, options)
+  return _block_logits(model, hidden, state, options), cache
 
 
 def _extend(
@@ -360,6 +382,12 @@ def _commit(
     block_masks=total,
   )
   return _end_rows(state, setting, options)
+
+
+_static_names = ("config", "options", "context")
+_open_step = jax.jit(_open_block, static_argnames=(*_static_names, "first"), donate_argnames=("cache",))
+_denoise_step = jax.jit(_denoise_pass, static_argnames=_static_names, donate_argnames=("cache",))
+_commit_step = jax.jit(_commit, static_argnames=("options", "context"))
 
 
 def _write_first_token(

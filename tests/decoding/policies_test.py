@@ -104,19 +104,6 @@ def test_random_depends_on_the_rows_key_alone_and_is_uniform():
   assert np.abs(np.bincount(first, minlength=L) / 4000 - 1 / L).max() < 4 * np.sqrt(1 / L / 4000)
 
 
-def test_quota_spreads_evenly_and_ends_in_time():
-  for masked in range(9):
-    for steps in range(1, 12):
-      left, taken = masked, []
-      for step in range(steps):
-        quota = int(policies.even_quota(jnp.array([left]), jnp.int32(steps - step))[0])
-        taken.append(quota)
-        left -= quota
-      assert left == 0
-      assert max(taken) - min(taken) <= 1
-      assert max(taken) == -(-masked // steps)
-
-
 def test_ranks_among_masked_positions():
   priority = jnp.array([[0.5, 0.9, 0.5, -jnp.inf, 0.7]])
   rank = policies.rank_positions(priority, jnp.array([[True, False, True, True, True]]))
@@ -150,7 +137,7 @@ def test_a_policy_of_the_users_own():
 def test_policies_by_name():
   built = [policies.make_policy(name, 0.7) for name in ("random", "confidence", "margin", "entropy", "threshold")]
   assert built == [Random(), Confidence(), Margin(), Entropy(), Threshold(0.7)]
-  with pytest.raises(ValueError, match=r"policy is one of random, .*, threshold, not 'top'"):
+  with pytest.raises(ValueError, match=r"policy is one of random, .*, entropy_bounded, not 'top'"):
     policies.make_policy("top", 0.7)
   with pytest.raises(ValueError, match=r"Threshold\.tau is 2"):
     policies.make_policy("threshold", 2.0)
