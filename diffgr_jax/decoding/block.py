@@ -525,7 +525,7 @@ def _prepare(
   state = BlockState(
     canvas=jnp.asarray(canvas),
     step_map=jnp.full(canvas.shape, -1, jnp.int32),
-    confidence=jnp.where(jnp.asarray(canvas) == options.mask_id, 0.0, 1.0),
+    confidence=jnp.asarray(canvas != options.mask_id, jnp.float32),
     forwards=jnp.zeros(rows, jnp.int32),
     ended=jnp.zeros(rows, bool),
     block=jnp.int32(-1),

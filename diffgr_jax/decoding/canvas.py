@@ -91,7 +91,7 @@ def init_state(
   return DecodeState(
     canvas=canvas,
     step_map=jnp.full_like(canvas, -1),
-    confidence=jnp.where(canvas == mask_id, 0.0, 1.0),
+    confidence=(canvas != mask_id).astype(jnp.float32),
     reopened=jnp.zeros_like(canvas),
     step=jnp.int32(0),
     alive=None if codes is None else possible_documents(canvas, codes, banned, mask_id),

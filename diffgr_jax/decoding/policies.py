@@ -255,10 +255,20 @@ def position_stats(log_probs: Float[Array, "B L V"]) -> Stats:
   return Stats(confidence, confidence - second, entropy)
 
 
+_SORT_FROM = 128  # below this length, comparing all pairs is quicker than sorting
+
+
 def rank_positions(priority: Float[Array, "B L"], among: Bool[Array, "B L"]) -> Int[Array, "B L"]:
   """Ranks the positions of `among` by falling priority (0: highest, leftmost among equals); others come after them."""
-  order = jnp.lexsort((-priority, ~among), axis=-1)  # stable, last key first
-  return jnp.argsort(order, axis=-1)
+  length = priority.shape[-1]
+  if length > _SORT_FROM:
+    order = jnp.lexsort((-priority, ~among), axis=-1)  # stable, last key first
+    return jnp.argsort(order, axis=-1)
+  mine, other = priority[:, :, None], priority[:, None, :]
+  place = jnp.arange(length)
+  before = (other > mine) | ((other == mine) & (place[None, :] < place[:, None])[None])
+  among_mine, among_other = among[:, :, None], among[:, None, :]
+  return jnp.sum((among_other & ~among_mine) | ((among_other == among_mine) & before), axis=-1, dtype=jnp.int32)
 
 
 def commit_together(
