@@ -89,9 +89,7 @@ def decode_beams(
   return _search(params, jnp.asarray(prompt), jnp.asarray(valid), jnp.asarray(banned, bool), *arrays, **how)
 
 
-@functools.partial(
-  jax.jit, static_argnames=("config", "width", "renormalise", "depth", "root_fan_out", "fan_out")
-)
+@functools.partial(jax.jit, static_argnames=("config", "width", "renormalise", "depth", "root_fan_out", "fan_out"))
 def _search(
   params, prompt, valid, banned, first, token, document, *, config, width, renormalise, depth, root_fan_out, fan_out
 ) -> Beams:

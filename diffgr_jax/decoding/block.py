@@ -2,7 +2,7 @@
 
 With block size 4 and a prompt of 6 tokens (two of them are left over after its whole block):
 
-    slots      a b c d | e f M M | M M M M      a..d context, in the cache; e f given: fixed positions of the first block
+    slots      a b c d | e f M M | M M M M      a..d context, to be cached; e f given: fixed positions of block one
     forward 1  -------   -------                context and first block in one pass: the context's keys are kept
     forward 2            e f 7 M                the block against the cache, which it leaves as it is
     forward 3            e f 7 9 | M M M M      the finished block is committed to the cache in the pass that also
@@ -33,7 +33,7 @@ import numpy as np
 from diffgr_jax.decoding.denoiser import log_probabilities
 from diffgr_jax.decoding.policies import Budget, Confidence, Policy, commit_together
 from diffgr_jax.decoding.sampling import Sampling, filtered, make_sampling, token_scores
-from diffgr_jax.decoding.schedules import Even, Schedule
+from diffgr_jax.decoding.schedules import EVEN, Schedule
 from diffgr_jax.decoding.stopping import after_stop, first_stop, stop_ends, stop_table
 from diffgr_jax.models.attention import Layout, attention_mask
 from diffgr_jax.models.cache import KeyValues, KVCache, init_cache, write
@@ -56,7 +56,7 @@ class BlockOptions:
   policy: Policy
   mask_id: int
   pad_id: int = 0  # fills an answer behind its stop
-  schedule: Schedule = Even()
+  schedule: Schedule = EVEN
   sub_block: int = 0  # commit only inside the leftmost sub-block of this length that has masks; 0: the whole block
   shifted_first: str = "clean"  # clean | noisy: where a shifted model reads the first position of a block
   window: str = "exact"  # exact | sub_block: approximate, recomputes only the current sub-block against stale keys
@@ -180,7 +180,7 @@ def decode_blocks_steps(
     prompt, valid, row_seeds, banned, config, options, max_new_tokens, steps, sampling, stops, context, blocks
   )
   # Passes do not ask the policy: programs are shared by all that read the canvas alike.
-  reading = replace(options, policy=Confidence(), schedule=Even(), stop_check="step", judge="model")
+  reading = replace(options, policy=Confidence(), schedule=EVEN, stop_check="step", judge="model")
   static = dict(config=config, options=reading, context=context)
   cache = init_cache(config, *state.canvas.shape)
   yield state

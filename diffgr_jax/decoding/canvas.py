@@ -36,7 +36,7 @@ from diffgr_jax.decoding.constraint import commit_in_turn, possible_documents
 from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
 from diffgr_jax.decoding.policies import Budget, Policy, Stats, commit_together, rank_positions
 from diffgr_jax.decoding.sampling import make_sampling, token_scores
-from diffgr_jax.decoding.schedules import Even, Schedule
+from diffgr_jax.decoding.schedules import EVEN, Schedule
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class DecodeOptions:
   remask: int = 0  # tokens taken back to MASK after a step, at most
   max_reopen: int = 1  # times that one position may be taken back
   finish_when_unique: bool = True  # constrained: once one DocID is left, commit the rest of it and reopen nothing
-  schedule: Schedule = Even()
+  schedule: Schedule = EVEN
   block_length: int = 0  # commit only inside the leftmost block of this length that has MASKs; 0: anywhere
 
   def __post_init__(self):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 Params = Any  # a pytree of arrays
 Denoiser = Callable[[Params, Int[Array, "B P"], Int[Array, "B L"]], Float[Array, "B L V"]]
 
+
 @dataclass(frozen=True)
 class GuidedDenoiser:
   """Classifier-free guidance: uncond + (scale + 1) (cond - uncond), as LLaDA defines it (arXiv 2502.09992, appendix).

@@ -39,6 +39,9 @@ class Even:
     return -(-masked // jnp.maximum(steps - step, 1))
 
 
+EVEN = Even()
+
+
 @dataclass(frozen=True)
 class EarlyRemainder:
   """The masks at the start, evenly, the remainder in the first steps (LLaDA, arXiv 2502.09992)."""

@@ -31,9 +31,7 @@ def stop_table(stops: Sequence[Sequence[int]]) -> Int[Array, "K M"]:
   return jnp.asarray(table)
 
 
-def stop_ends(
-  tokens: Int[Array, "B T"], generated: Bool[Array, "B T"], table: Int[Array, "K M"]
-) -> Bool[Array, "B T"]:
+def stop_ends(tokens: Int[Array, "B T"], generated: Bool[Array, "B T"], table: Int[Array, "K M"]) -> Bool[Array, "B T"]:
   """Marks the last token of every stop sequence that lies wholly in `generated`."""
   width = table.shape[1]
   match = jnp.ones((*tokens.shape, table.shape[0]), bool)

@@ -1,4 +1,4 @@
-"""A folder of recorded inputs and outputs of a reference implementation, read; and how an output of ours is compared."""
+"""A folder of recorded inputs and outputs of a reference implementation, and how an output of ours is compared."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

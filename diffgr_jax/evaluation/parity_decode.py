@@ -103,9 +103,7 @@ def _check_canvas(
 def _check_llada(fixture: Fixture, case: Mapping[str, Any]) -> Iterator[Check]:
   params = case["params"]
   how = {name: params[name] for name in ("block_length", "cfg_scale")}
-  yield from _check_canvas(
-    fixture, case, params["gen_length"], params["steps"], Confidence(), EarlyRemainder(), **how
-  )
+  yield from _check_canvas(fixture, case, params["gen_length"], params["steps"], Confidence(), EarlyRemainder(), **how)
 
 
 def _check_dream(fixture: Fixture, case: Mapping[str, Any]) -> Iterator[Check]:
@@ -188,7 +186,10 @@ def _check_fast_dllm(fixture: Fixture, case: Mapping[str, Any]) -> Iterator[Chec
     fixture,
     tokens,
     options,
-    max_new_tokens=context + rounds * size + 1 - tokens.shape[1],  # whole blocks, and the token that the last one writes
+    max_new_tokens=context
+    + rounds * size
+    + 1
+    - tokens.shape[1],  # whole blocks, and the token that the last one writes
     stops=[(params["stop_token"],)],
   )
   output = history[-1:, : expected[case["expected"]].shape[1]]

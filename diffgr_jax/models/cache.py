@@ -1,6 +1,6 @@
 """A key/value cache of fixed size: what was computed for tokens that no later token can change.
 
-    slot        0  1  2  3  4  5  6  7        rows are left-padded to one width, so that all rows write at the same slots
+    slot        0  1  2  3  4  5  6  7        rows are left-padded to one width: all write at the same slots
     row 0       .  a  b  c  d  e              segment 0 marks padding and slots not written yet: nothing valid sees them
     row 1       p  q  r  s  t  u              position counts valid tokens only, whatever the padding
 

@@ -52,7 +52,15 @@ def test_loop_and_steps_agree_and_rows_are_independent(model):
   np.testing.assert_array_equal(whole.tokens, last.tokens)
   np.testing.assert_array_equal(whole.length, last.length)
   alone = decode_autoregressive(
-    model.params(), tokens[1:2], valid[1:2], [1], model.banned, config=model.config, pad_id=0, max_new_tokens=8, **how
+    model.params(),
+    tokens[1:2],
+    valid[1:2],
+    np.array([1]),
+    model.banned,
+    config=model.config,
+    pad_id=0,
+    max_new_tokens=8,
+    **how,
   )
   np.testing.assert_array_equal(whole.tokens[1], alone.tokens[0])
   bucket, is_token = pad_prompts([row[v] for row, v in zip(tokens, valid, strict=True)], 0, width=9, rows=4)
@@ -70,11 +78,7 @@ def test_stops_end_their_row_and_then_the_decoding(model):
   one, pair = (int(free[0, 2]),), tuple(int(t) for t in free[1, 1:3])
   rows = run(model, [6, 2], stops=[one, pair])
   for row in range(2):
-    ends = [
-      i + 1
-      for i in range(8)
-      if free[row, i] == one[0] or (i and (free[row, i - 1], free[row, i]) == pair)
-    ]
+    ends = [i + 1 for i in range(8) if free[row, i] == one[0] or (i and (free[row, i - 1], free[row, i]) == pair)]
     end = min(ends, default=8)
     assert int(rows.length[row]) == end
     np.testing.assert_array_equal(rows.tokens[row], np.where(np.arange(8) < end, free[row], 0))
@@ -97,5 +101,12 @@ def test_what_does_not_fit_is_named(model):
   tokens, valid = model.prompts([2, 3])
   with pytest.raises(ValueError, match="left-padded"):
     decode_autoregressive(
-      model.params(), tokens, valid[:, ::-1], [0, 1], model.banned, config=model.config, pad_id=0, max_new_tokens=2
+      model.params(),
+      tokens,
+      valid[:, ::-1],
+      np.arange(2),
+      model.banned,
+      config=model.config,
+      pad_id=0,
+      max_new_tokens=2,
     )

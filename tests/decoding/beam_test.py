@@ -28,7 +28,7 @@ def enumerate_scores(model, prompt, codes, scored, allowed=None):
   logits[..., 22:] = -np.inf
   if allowed is not None:
     logits = np.where(allowed, logits, -np.inf)
-  with np.errstate(divide="ignore"):
+  with np.errstate(divide="ignore", invalid="ignore"):
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   return np.where(scored, np.take_along_axis(log_probs, codes[..., None], -1)[..., 0], 0.0).sum(-1)
 
