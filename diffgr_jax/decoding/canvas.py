@@ -146,7 +146,7 @@ def denoise_step(
   banned = banned.at[options.mask_id].set(True)
   log_probs = log_probabilities(denoise(params, prompt, state.canvas), banned)
   place_keys, token_keys = _step_keys(state)
-  scores = token_scores(log_probs, make_sampling().replace(temperature=temperature), token_keys)
+  scores = token_scores(log_probs, replace(make_sampling(), temperature=temperature), token_keys)
 
   state, here, block_steps = _enter_block(state, masked, steps, options.block_length)
   masked = masked & here
