@@ -13,7 +13,8 @@ import time
 from absl import flags
 
 from diffgr_jax import cli
-from diffgr_jax.evaluation.parity import ATOL, MISS, NOT_RUN, OK, check_folder, fixture_folders
+from diffgr_jax.evaluation.fixture import ATOL, MISS, NOT_RUN, OK, fixture_folders
+from diffgr_jax.evaluation.parity import check_folder
 from diffgr_jax.models.hf import ModelSpec
 from diffgr_jax.models.transformer import count_params
 from diffgr_jax.training.pretrained import convert_from_hf, convert_to_hf, set_aside

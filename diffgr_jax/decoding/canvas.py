@@ -16,6 +16,10 @@ more position for each of them. The number of MASKs after each step is therefore
 and decoding ends as early; at the last step nothing is left to pay with, and nothing is reopened. No position is
 reopened more than `max_reopen` times.
 
+Semi-autoregressive blocks. With `block_length`, a row commits only inside the leftmost block of that length which has
+MASKs, and each block has an equal share of the steps. The block is a schedule, not an attention pattern: every pass
+sees the whole canvas (LLaDA, arXiv 2502.09992).
+
 Nothing is forced after EOS: every position of a DocID canvas is a target, PAD included, and the model fills them all.
 """
 
@@ -30,7 +34,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from diffgr_jax.decoding.constraint import commit_in_turn, possible_documents
 from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
-from diffgr_jax.decoding.policies import Budget, Policy, Stats, commit_together, even_quota, rank_positions
+from diffgr_jax.decoding.policies import Budget, Policy, Stats, commit_together, rank_positions
+from diffgr_jax.decoding.sampling import make_sampling, token_scores
+from diffgr_jax.decoding.schedules import EVEN, Schedule
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class DecodeOptions:
   remask: int = 0  # tokens taken back to MASK after a step, at most
   max_reopen: int = 1  # times that one position may be taken back
   finish_when_unique: bool = True  # constrained: once one DocID is left, commit the rest of it and reopen nothing
+  schedule: Schedule = EVEN
+  block_length: int = 0  # commit only inside the leftmost block of this length that has MASKs; 0: anywhere
 
   def __post_init__(self):
     if not isinstance(self.policy, Policy):
@@ -52,6 +60,8 @@ class DecodeOptions:
       raise ValueError(f"DecodeOptions.remask is {self.remask}; it must be 0 (no remasking) or more")
     if self.max_reopen < 1:
       raise ValueError(f"DecodeOptions.max_reopen is {self.max_reopen}; it must be 1 or more (remask=0 turns it off)")
+    if self.block_length < 0:
+      raise ValueError(f"DecodeOptions.block_length is {self.block_length}; it must be 0 (no blocks) or more")
 
 
 @struct.dataclass
@@ -65,6 +75,9 @@ class DecodeState:
   step: Int[Array, ""]  # forward passes so far
   alive: Bool[Array, "B N"] | None  # documents that the canvas can still become; None: not constrained
   row_keys: Key[Array, "B"]
+  block: Int[Array, "B"]  # the block that each row worked on last; -1: none yet
+  block_step: Int[Array, "B"]  # steps it has spent there
+  block_masks: Int[Array, "B"]  # MASKs that the block began with
 
 
 def init_state(
@@ -78,11 +91,14 @@ def init_state(
   return DecodeState(
     canvas=canvas,
     step_map=jnp.full_like(canvas, -1),
-    confidence=jnp.where(canvas == mask_id, 0.0, 1.0),
+    confidence=(canvas != mask_id).astype(jnp.float32),
     reopened=jnp.zeros_like(canvas),
     step=jnp.int32(0),
     alive=None if codes is None else possible_documents(canvas, codes, banned, mask_id),
     row_keys=jax.vmap(jax.random.key)(row_seeds),
+    block=jnp.full(canvas.shape[0], -1, jnp.int32),
+    block_step=jnp.zeros(canvas.shape[0], jnp.int32),
+    block_masks=jnp.zeros(canvas.shape[0], jnp.int32),
   )
 
 
@@ -130,13 +146,15 @@ def denoise_step(
   banned = banned.at[options.mask_id].set(True)
   log_probs = log_probabilities(denoise(params, prompt, state.canvas), banned)
   place_keys, token_keys = _step_keys(state)
-  scores = _perturb(log_probs, temperature, token_keys)
+  scores = token_scores(log_probs, replace(make_sampling(), temperature=temperature), token_keys)
 
-  masked_count, steps_left = masked.sum(axis=-1), steps - state.step
-  reopenable = (state.step_map >= 0) & ~masked & (state.reopened < options.max_reopen)
+  state, here, block_steps = _enter_block(state, masked, steps, options.block_length)
+  masked = masked & here
+  masked_count = masked.sum(axis=-1)
+  reopenable = (state.step_map >= 0) & ~masked & (state.reopened < options.max_reopen) & here
   budget = Budget(
-    quota=even_quota(masked_count, steps_left),
-    floor=jnp.where(steps_left <= 1, masked_count, 0),
+    quota=options.schedule.quota(masked_count, state.block_masks, state.block_step, block_steps),
+    floor=jnp.where(block_steps - state.block_step <= 1, masked_count, 0),
     spare=jnp.minimum(options.remask, reopenable.sum(axis=-1)),
   )
   if codes is None or state.alive is None:
@@ -162,6 +180,7 @@ def denoise_step(
     step_map=jnp.where(commits.chosen, state.step, state.step_map),
     confidence=jnp.where(commits.chosen, commits.confidence, state.confidence),
     step=state.step + 1,
+    block_step=state.block_step + 1,
     alive=alive,
   )
   if options.remask:
@@ -204,9 +223,10 @@ def decode_canvas(
     The last state; `step` is the number of forward passes spent on the batch.
 
   Raises:
-    ValueError: shapes that do not fit, fewer than one step, or a temperature below 0.
+    ValueError: shapes that do not fit, fewer than one step, steps that the blocks do not divide, a temperature below 0,
+      or a constraint with blocks or a policy that cannot serve it.
   """
-  inputs = _check(prompt, canvas, row_seeds, banned, codes, steps, temperature)
+  inputs = _check(prompt, canvas, row_seeds, banned, codes, steps, temperature, options)
   return _decode_loop(params, *inputs, denoise=denoise, options=options)
 
 
@@ -231,7 +251,7 @@ def decode_canvas_steps(
     The state before the first step (with None), then every state with the statistics that led to it.
   """
   prompt, canvas, row_seeds, banned, codes, budget, heat = _check(
-    prompt, canvas, row_seeds, banned, codes, steps, temperature
+    prompt, canvas, row_seeds, banned, codes, steps, temperature, options
   )
   state = init_state(canvas, row_seeds, banned, codes, options.mask_id)
   yield state, None
@@ -260,19 +280,23 @@ def _step_keys(state: DecodeState) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
   return keys[:, 0], keys[:, 1]
 
 
-def _perturb(
-  log_probs: Float[Array, "B L V"], temperature: Float[Array, ""], row_keys: Key[Array, "B"]
-) -> Float[Array, "B L V"]:
-  """Turns arg max into sampling: the arg max of log p / temperature + Gumbel noise is a draw from p^(1/temperature).
-
-  It stays a draw from the renormalised distribution when tokens are excluded afterwards, as the constraint does.
-  """
-
-  def sample() -> Float[Array, "B L V"]:
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(row_keys)
-    return log_probs / temperature + noise
-
-  return jax.lax.cond(temperature > 0, sample, lambda: log_probs)
+def _enter_block(
+  state: DecodeState, masked: Bool[Array, "B L"], steps: Int[Array, ""], block_length: int
+) -> tuple[DecodeState, Bool[Array, "B L"], Int[Array, ""]]:
+  """Finds each row's block: the state with its counters, the positions of the block, and the steps that it may take."""
+  length = masked.shape[1]
+  size = block_length or length
+  of_position = jnp.arange(length)[None] // size
+  block = (jnp.argmax(masked, axis=-1) // size).astype(jnp.int32)
+  here = of_position == block[:, None]
+  entered = block != state.block
+  state = replace(
+    state,
+    block=block,
+    block_step=jnp.where(entered, 0, state.block_step),
+    block_masks=jnp.where(entered, jnp.sum(masked & here, axis=-1), state.block_masks),
+  )
+  return state, here, steps // -(-length // size)
 
 
 def _reopen(state: DecodeState, back: Bool[Array, "B L"], mask_id: int) -> DecodeState:
@@ -286,7 +310,7 @@ def _reopen(state: DecodeState, back: Bool[Array, "B L"], mask_id: int) -> Decod
   )
 
 
-def _check(prompt, canvas, row_seeds, banned, codes, steps, temperature):
+def _check(prompt, canvas, row_seeds, banned, codes, steps, temperature, options):
   """Checks what can be checked before anything is compiled, and moves the inputs to the device."""
   if len(prompt) != len(canvas) or len(row_seeds) != len(canvas):
     raise ValueError(
@@ -296,6 +320,14 @@ def _check(prompt, canvas, row_seeds, banned, codes, steps, temperature):
     raise ValueError(f"codes has DocIDs of length {codes.shape[1]}, canvas {canvas.shape[1]}; they must be equal")
   if not isinstance(steps, jax.Array) and steps < 1:  # an array may be traced: its value is not known yet
     raise ValueError(f"steps is {steps}; decoding needs at least 1 forward pass")
+  blocks = -(-canvas.shape[1] // (options.block_length or canvas.shape[1]))
+  if not isinstance(steps, jax.Array) and steps % blocks:
+    raise ValueError(f"steps is {steps}; it must be a multiple of the {blocks} blocks of a canvas")
+  if codes is not None and (options.block_length or getattr(options.policy, "whole_row", False)):
+    raise ValueError(
+      f"constrained decoding commits position after position over the whole canvas; it takes neither block_length "
+      f"{options.block_length} nor a policy that judges a row as a whole ({options.policy})"
+    )
   if not isinstance(temperature, jax.Array) and not temperature >= 0:
     raise ValueError(f"temperature is {temperature}; it must be 0 (most likely token) or more")
   to_int = functools.partial(jnp.asarray, dtype=jnp.int32)

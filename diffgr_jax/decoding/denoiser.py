@@ -7,6 +7,7 @@ may never be produced (MASK and other specials, and the rows that only pad the v
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,6 +16,32 @@ from jaxtyping import Array, Bool, Float, Int
 
 Params = Any  # a pytree of arrays
 Denoiser = Callable[[Params, Int[Array, "B P"], Int[Array, "B L"]], Float[Array, "B L V"]]
+
+
+@dataclass(frozen=True)
+class GuidedDenoiser:
+  """Classifier-free guidance: uncond + (scale + 1) (cond - uncond), as LLaDA defines it (arXiv 2502.09992, appendix).
+
+  The unconditional half reads the canvas behind a prompt of MASKs; padding stays padding. Both halves are one pass of
+  twice the rows. The guided logits choose the tokens and are what policies judge. Tokens given in the canvas are a
+  part of the answer here, and stay visible in both halves.
+  """
+
+  denoise: Denoiser
+  scale: float
+  mask_id: int
+  pad_id: int
+
+  def __post_init__(self):
+    if not self.scale >= 0.0:
+      raise ValueError(f"GuidedDenoiser.scale is {self.scale}; it must be 0 (no guidance) or more")
+
+  def __call__(self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+    hidden = jnp.where(prompt == self.pad_id, prompt, self.mask_id)
+    both = self.denoise(params, jnp.concatenate([prompt, hidden]), jnp.concatenate([canvas, canvas]))
+    with_prompt, without = jnp.split(both, 2)
+    return without + (self.scale + 1.0) * (with_prompt - without)
+
 
 LOWEST_LOGIT = -1e30  # stands for a model's own -inf, so that a distribution over the allowed tokens always exists
 

@@ -9,15 +9,16 @@ A policy answers two questions, both without knowing the model or the decoder:
     rank         0   3   1   2         Threshold(0.5):       best, and all above 0.5 -> positions 0 and 2
     commit       x   .   x   .
 
-The quota is the row's own: its masked positions spread evenly over the steps that are left (rounded up). `takes` must
-not skip a rank (a position never goes before a more urgent one), and it works element by element, so the same policy
-serves a decoder that commits a whole step at once (`commit_together`) and one that commits position after position
-(`constraint.commit_in_turn`). A new policy is ten lines:
+The quota is the row's own, from the decoder's schedule (schedules.py). `takes` must not skip a rank (a position never
+goes before a more urgent one), and it works element by element, so the same policy serves a decoder that commits a
+whole step at once (`commit_together`) and one that commits position after position (`constraint.commit_in_turn`); a
+policy that has to look at the whole row says so with `whole_row = True`, and the latter refuses it. A new policy is ten
+lines:
 
     @dataclass(frozen=True)
-    class LeftToRight:
+    class RightToLeft:
       def priority(self, stats, row_keys):
-        return -jnp.broadcast_to(jnp.arange(stats.confidence.shape[1], dtype=jnp.float32), stats.confidence.shape)
+        return jnp.broadcast_to(jnp.arange(stats.confidence.shape[1], dtype=jnp.float32), stats.confidence.shape)
 
       def takes(self, priority, rank, quota):
         return rank < quota
@@ -144,20 +145,103 @@ class Threshold:
     return (rank == 0) | (priority > self.tau)
 
 
+@dataclass(frozen=True)
+class Sequential:
+  """Commits the `quota` leftmost positions (SDAR's "sequential", arXiv 2510.06303)."""
+
+  def priority(self, stats, row_keys):
+    place = jnp.arange(stats.confidence.shape[1], dtype=jnp.float32)
+    return -jnp.broadcast_to(place[None], stats.confidence.shape)
+
+  def takes(self, priority, rank, quota):
+    return rank < quota
+
+
+@dataclass(frozen=True)
+class Dynamic:
+  """Commits every position above `tau`, or the `quota` most confident ones if those are fewer.
+
+  SDAR's "low confidence dynamic" (arXiv 2510.06303). With a quota of 1 it is `Threshold`.
+  """
+
+  tau: float
+
+  def __post_init__(self):
+    if not 0.0 < self.tau <= 1.0:
+      raise ValueError(f"Dynamic.tau is {self.tau}; it must be a probability in (0, 1]")
+
+  def priority(self, stats, row_keys):
+    return stats.confidence
+
+  def takes(self, priority, rank, quota):
+    return (rank < quota) | (priority > self.tau)
+
+
+@dataclass(frozen=True)
+class Factor:
+  """Commits the n most confident positions for the largest n with (n + 1) (1 - n-th confidence) < `factor`; at least 1.
+
+  The bound under which n positions committed together are those of a greedy decoding one by one (Fast-dLLM,
+  arXiv 2505.22618, theorem 1 and its factor-based decoding).
+  """
+
+  factor: float
+
+  def __post_init__(self):
+    if not self.factor > 0.0:
+      raise ValueError(f"Factor.factor is {self.factor}; it must be above 0")
+
+  def priority(self, stats, row_keys):
+    return stats.confidence
+
+  def takes(self, priority, rank, quota):
+    return (rank == 0) | ((rank + 2) * (1.0 - priority) < self.factor)
+
+
+@dataclass(frozen=True)
+class EntropyBounded:
+  """Commits the positions of least entropy while the sum of their entropies, less the largest, is at most `bound`.
+
+  The sum bounds the mutual information between what is committed together (EB-Sampler, arXiv 2505.24857, equation 8).
+  The first position always goes: alone, its sum less its maximum is 0.
+  """
+
+  bound: float  # in nats
+  whole_row = True  # the sum runs over the other positions
+
+  def __post_init__(self):
+    if not self.bound >= 0.0:
+      raise ValueError(f"EntropyBounded.bound is {self.bound}; it must be 0 (one position a step) or more")
+
+  def priority(self, stats, row_keys):
+    return -stats.entropy
+
+  def takes(self, priority, rank, quota):
+    by_rank = jnp.take_along_axis(-priority, jnp.argsort(rank, axis=-1), axis=-1)
+    before = jnp.cumsum(by_rank, axis=-1) - by_rank  # entropies rise with rank: the last one is the maximum
+    return (rank == 0) | (jnp.take_along_axis(before, rank, axis=-1) <= self.bound)
+
+
 POLICIES = {
-  "random": Random, "confidence": Confidence, "margin": Margin, "entropy": Entropy, "threshold": Threshold,
+  "random": Random, "confidence": Confidence, "margin": Margin, "entropy": Entropy, "sequential": Sequential,
+  "threshold": Threshold, "dynamic": Dynamic, "factor": Factor, "entropy_bounded": EntropyBounded,
 }  # fmt: skip
+_WITH_THRESHOLD = ("threshold", "dynamic", "factor", "entropy_bounded")
 
 
 def make_policy(name: str, threshold: float) -> Policy:
-  """Builds the policy that a config or flag names; `threshold` is read by the threshold policy alone.
+  """Builds the policy that a config or flag names.
+
+  Args:
+    name: one of `POLICIES`.
+    threshold: tau of threshold and dynamic, the factor of factor, the bound of entropy_bounded; the others ignore it.
 
   Raises:
-    ValueError: an unknown name, or a threshold outside (0, 1].
+    ValueError: an unknown name, or a threshold out of the policy's range.
   """
   if name not in POLICIES:
     raise ValueError(f"policy is one of {', '.join(POLICIES)}, not {name!r}")
-  return Threshold(threshold) if name == "threshold" else POLICIES[name]()
+  return POLICIES[name](threshold) if name in _WITH_THRESHOLD else POLICIES[name]()
 
 
 def position_stats(log_probs: Float[Array, "B L V"]) -> Stats:
@@ -171,15 +255,20 @@ def position_stats(log_probs: Float[Array, "B L V"]) -> Stats:
   return Stats(confidence, confidence - second, entropy)
 
 
-def even_quota(masked: Int[Array, "B"], steps_left: Int[Array, ""]) -> Int[Array, "B"]:
-  """Spreads a row's masked positions evenly over the steps left, this one included: ceil(masked / steps_left)."""
-  return -(-masked // jnp.maximum(steps_left, 1))
+_SORT_FROM = 128  # below this length, comparing all pairs is quicker than sorting
 
 
 def rank_positions(priority: Float[Array, "B L"], among: Bool[Array, "B L"]) -> Int[Array, "B L"]:
   """Ranks the positions of `among` by falling priority (0: highest, leftmost among equals); others come after them."""
-  order = jnp.lexsort((-priority, ~among), axis=-1)  # stable, last key first
-  return jnp.argsort(order, axis=-1)
+  length = priority.shape[-1]
+  if length > _SORT_FROM:
+    order = jnp.lexsort((-priority, ~among), axis=-1)  # stable, last key first
+    return jnp.argsort(order, axis=-1)
+  mine, other = priority[:, :, None], priority[:, None, :]
+  place = jnp.arange(length)
+  before = (other > mine) | ((other == mine) & (place[None, :] < place[:, None])[None])
+  among_mine, among_other = among[:, :, None], among[:, None, :]
+  return jnp.sum((among_other & ~among_mine) | ((among_other == among_mine) & before), axis=-1, dtype=jnp.int32)
 
 
 def commit_together(

@@ -104,3 +104,37 @@ def attend(
 ) -> Float[Array, "B Q H K"]:
   """Reference attention: scaled dot products, float32 softmax, grouped heads (query head h reads group h // (H/G))."""
   return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, :, :])
+
+
+def attend_with_past(
+  query: Float[Array, "B Q H K"],
+  key: Float[Array, "B Q G K"],
+  value: Float[Array, "B Q G K"],
+  mask: Bool[Array, "B Q Q"],
+  past_key: Float[Array, "B S G K"],
+  past_value: Float[Array, "B S G K"],
+  past_mask: Bool[Array, "B Q S"],
+) -> Float[Array, "B Q H K"]:
+  """`attend` over [past | own] keys without joining them: one softmax over both score matrices.
+
+  Query heads are grouped by the key head that they read, so that no key is repeated.
+  """
+  batch, length, heads, width = query.shape
+  groups = key.shape[2]
+  grouped = query.reshape(batch, length, groups, heads // groups, width)
+
+  def scores(keys: Array, allowed: Array) -> Array:
+    dots = jnp.einsum("bqgrk,bsgk->bgrqs", grouped, keys, preferred_element_type=jnp.float32)
+    return jnp.where(allowed[:, None, None], dots * width**-0.5, jnp.finfo(jnp.float32).min)
+
+  past, own = scores(past_key, past_mask), scores(key, mask)
+  top = jax.lax.stop_gradient(jnp.maximum(past.max(axis=-1, keepdims=True), own.max(axis=-1, keepdims=True)))
+  past, own = jnp.exp(past - top), jnp.exp(own - top)
+  total = past.sum(axis=-1, keepdims=True) + own.sum(axis=-1, keepdims=True)
+
+  def mixed(weights: Array, values: Array) -> Array:
+    weights = (weights / total).astype(values.dtype)
+    return jnp.einsum("bgrqs,bsgk->bqgrk", weights, values, preferred_element_type=jnp.float32)
+
+  out = mixed(past, past_value) + mixed(own, value)
+  return out.astype(query.dtype).reshape(batch, length, heads, width)

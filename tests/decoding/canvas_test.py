@@ -15,7 +15,8 @@ from diffgr_jax.decoding.canvas import (
   denoise_step,
   forwards_per_row,
 )
-from diffgr_jax.decoding.policies import Confidence, Entropy, Margin, Random, Threshold
+from diffgr_jax.decoding.policies import Confidence, Entropy, EntropyBounded, Margin, Random, Threshold
+from diffgr_jax.decoding.schedules import EarlyRemainder
 
 POLICIES = [Random(), Confidence(), Margin(), Entropy(), Threshold(0.4)]
 
@@ -229,3 +230,38 @@ def test_wrong_arguments_say_what_would_be_right(toy):
     inspect.unwrap(DecodeOptions.__post_init__)(SimpleNamespace(policy="confidence"))
   with pytest.raises(ValueError, match=r"temperature is -0.5; it must be 0"):
     decode_canvas(*inputs, steps=2, temperature=-0.5, **spec)
+
+
+def test_blocks_are_filled_left_to_right_with_an_equal_share_of_the_steps(toy):
+  inputs, spec = settings(toy, Confidence(), schedule=EarlyRemainder(), block_length=3)
+  inputs[2][:] = toy.mask
+  inputs[2][1::2, 2] = 5  # the first block of odd rows has two masks
+  states = [state for state, _ in decode_canvas_steps(*inputs, steps=4, **spec)]
+  masks = np.stack([np.asarray(state.canvas == toy.mask).reshape(4, 2, 3).sum(-1) for state in states])
+  np.testing.assert_array_equal(masks[:, 0], [[3, 3], [1, 3], [0, 3], [0, 1], [0, 0]])
+  np.testing.assert_array_equal(masks[:, 1], [[2, 3], [1, 3], [0, 3], [0, 1], [0, 0]])
+  whole = decode_canvas(*inputs, steps=4, **spec)
+  same(whole, states[-1])
+  alone = decode_canvas(inputs[0], *(a[1:2] for a in inputs[1:4]), inputs[4], steps=4, **spec)
+  assert (alone.canvas[0] == whole.canvas[1]).all()
+
+
+def test_remasking_stays_inside_the_block(toy):
+  inputs, spec = settings(toy, Random(), remask=2, block_length=3)
+  inputs[2][:] = toy.mask
+  for state, _ in decode_canvas_steps(*inputs, steps=6, **spec):
+    masked = np.asarray(state.canvas == toy.mask).reshape(4, 2, 3)
+    assert (masked[:, 1].all(-1) | ~masked[:, 0].any(-1)).all()
+  assert not masked.any()
+  assert state.reopened.sum() > 0
+
+
+def test_blocks_that_do_not_fit_are_named(toy):
+  inputs, spec = settings(toy, Confidence(), block_length=3)
+  with pytest.raises(ValueError, match="steps is 3; it must be a multiple of the 2 blocks"):
+    decode_canvas(*inputs, steps=3, **spec)
+  with pytest.raises(ValueError, match=r"block_length is -1"):
+    DecodeOptions(Confidence(), toy.mask, block_length=-1)
+  inputs, spec = settings(toy, EntropyBounded(1.0), constrained=True)
+  with pytest.raises(ValueError, match="nor a policy that judges a row as a whole"):
+    decode_canvas(*inputs, steps=3, **spec)

@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.transformer import abstract_params
+
 VOCAB, LENGTH, MASK, PAD, EOS = 16, 6, 15, 0, 1
 SIZE = 14  # rows from here on are padding; MASK is the last row
 
@@ -71,3 +74,28 @@ def toy():
     inputs=make_inputs,
     codes=make_codes,
   )
+
+
+CONFIG = TransformerConfig(
+  vocab_size=24, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, d_ff=16, qk_norm=True, pattern="causal"
+)
+
+
+@pytest.fixture(scope="session")
+def model():
+  """A tiny transformer for the decoders with a cache: config, params, and ragged left-padded prompts."""
+
+  def params(seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.6, x.shape), jnp.float32), abstract_params(CONFIG))
+
+  def prompts(lengths, seed=0, width=None):
+    rng = np.random.default_rng(seed)
+    width = width or max(lengths)
+    tokens = np.zeros((len(lengths), width), np.int32)
+    for row, length in zip(tokens, lengths, strict=True):
+      row[width - length :] = rng.integers(1, 20, length)
+    return tokens, np.arange(width)[None] >= width - np.array(lengths)[:, None]
+
+  banned = np.arange(24) >= 22
+  return SimpleNamespace(config=CONFIG, params=params, prompts=prompts, banned=banned, mask=23)

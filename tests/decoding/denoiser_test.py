@@ -1,7 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from diffgr_jax.decoding.denoiser import banned_tokens, log_probabilities
+from diffgr_jax.decoding.denoiser import GuidedDenoiser, banned_tokens, log_probabilities
 
 
 def test_banned_are_the_named_ids_and_the_padding_rows():
@@ -22,3 +23,17 @@ def test_log_probabilities_against_numpy():
   np.testing.assert_allclose(np.exp(found), np.exp(expected), rtol=1e-5, atol=1e-7)
   assert found.dtype == np.float32
   assert (found[..., 5] == -np.inf).all()
+
+
+def test_guidance_moves_away_from_what_is_said_without_the_prompt():
+  def denoise(params, prompt, canvas):
+    return jnp.broadcast_to(params[prompt].sum(1)[:, None], (*canvas.shape, 4)) + canvas[..., None]
+
+  params = jnp.asarray(np.random.default_rng(0).normal(size=(9, 4)), jnp.float32)
+  prompt, canvas = jnp.array([[0, 3, 5], [2, 2, 7]]), jnp.array([[8, 1], [8, 8]])
+  hidden = jnp.array([[0, 8, 8], [8, 8, 8]])  # 0 is padding, 8 is MASK
+  seen, unseen = denoise(params, prompt, canvas), denoise(params, hidden, canvas)
+  guided = GuidedDenoiser(denoise, 1.5, mask_id=8, pad_id=0)(params, prompt, canvas)
+  np.testing.assert_allclose(guided, unseen + 2.5 * (seen - unseen), rtol=1e-5)
+  with pytest.raises(ValueError, match=r"GuidedDenoiser\.scale is -1"):
+    GuidedDenoiser(denoise, -1.0, mask_id=8, pad_id=0)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from diffgr_jax.decoding import policies
-from diffgr_jax.decoding.policies import Confidence, Entropy, Margin, Random, Threshold
+from diffgr_jax.decoding.policies import (
+  Confidence,
+  Dynamic,
+  Entropy,
+  EntropyBounded,
+  Factor,
+  Margin,
+  Random,
+  Sequential,
+  Threshold,
+)
 
 B, L, V = 5, 7, 11
 
@@ -104,19 +114,6 @@ def test_random_depends_on_the_rows_key_alone_and_is_uniform():
   assert np.abs(np.bincount(first, minlength=L) / 4000 - 1 / L).max() < 4 * np.sqrt(1 / L / 4000)
 
 
-def test_quota_spreads_evenly_and_ends_in_time():
-  for masked in range(9):
-    for steps in range(1, 12):
-      left, taken = masked, []
-      for step in range(steps):
-        quota = int(policies.even_quota(jnp.array([left]), jnp.int32(steps - step))[0])
-        taken.append(quota)
-        left -= quota
-      assert left == 0
-      assert max(taken) - min(taken) <= 1
-      assert max(taken) == -(-masked // steps)
-
-
 def test_ranks_among_masked_positions():
   priority = jnp.array([[0.5, 0.9, 0.5, -jnp.inf, 0.7]])
   rank = policies.rank_positions(priority, jnp.array([[True, False, True, True, True]]))
@@ -150,7 +147,73 @@ def test_a_policy_of_the_users_own():
 def test_policies_by_name():
   built = [policies.make_policy(name, 0.7) for name in ("random", "confidence", "margin", "entropy", "threshold")]
   assert built == [Random(), Confidence(), Margin(), Entropy(), Threshold(0.7)]
-  with pytest.raises(ValueError, match=r"policy is one of random, .*, threshold, not 'top'"):
+  with pytest.raises(ValueError, match=r"policy is one of random, .*, entropy_bounded, not 'top'"):
     policies.make_policy("top", 0.7)
   with pytest.raises(ValueError, match=r"Threshold\.tau is 2"):
     policies.make_policy("threshold", 2.0)
+
+
+def expected_choice(policy, probs, quota):
+  """The rule of each policy over the masked positions of a row (place -> distribution), in float64."""
+  confidence = {i: p.max() for i, p in probs.items()}
+  best = sorted(probs, key=lambda i: -confidence[i])
+  if isinstance(policy, Sequential):
+    return set(sorted(probs)[:quota])
+  if isinstance(policy, Dynamic):
+    above = [i for i in probs if confidence[i] > policy.tau]
+    return set(above if len(above) >= quota else best[:quota])
+  if isinstance(policy, Factor):
+    count = max(
+      (n for n in range(1, len(best) + 1) if (n + 1) * (1 - confidence[best[n - 1]]) < policy.factor), default=1
+    )
+    return set(best[:count])
+  entropy = {i: -(p * np.log(p)).sum() for i, p in probs.items()}
+  calm = sorted(probs, key=lambda i: entropy[i])
+  fits = lambda n: sum(entropy[i] for i in calm[:n]) - max(entropy[i] for i in calm[:n]) <= policy.bound
+  return set(calm[: max((n for n in range(1, len(calm) + 1) if fits(n)), default=0)])
+
+
+RULES = [Sequential(), Dynamic(0.5), Factor(1.0), Factor(2.0), EntropyBounded(0.0), EntropyBounded(1.5)]
+
+
+@pytest.mark.parametrize("policy", RULES, ids=str)
+def test_rules_over_a_row_against_numpy(policy):
+  sizes = set()
+  for seed in range(8):
+    log_probs, rng = random_log_probs(seed), np.random.default_rng(seed)
+    masked, quota = rng.random((B, L)) < 0.7, rng.integers(1, 4, B)
+    values = jnp.asarray(log_probs, jnp.float32)
+    commits, _ = policies.commit_together(
+      values, values, jnp.asarray(masked), row_keys(range(B)), budget(quota), policy
+    )
+    for b in range(B):
+      probs = {i: np.exp(log_probs[b, i]) for i in np.flatnonzero(masked[b])}
+      expected = expected_choice(policy, probs, quota[b]) if probs else set()
+      assert set(np.flatnonzero(commits.chosen[b])) == expected
+      sizes.add(len(expected))
+  assert max(sizes) > 1 or policy == EntropyBounded(0.0)
+
+
+def test_ranks_of_long_rows_are_those_of_short_ones():
+  rng = np.random.default_rng(0)
+  priority, among = rng.integers(0, 5, (3, 200)).astype(np.float32), rng.random((3, 200)) < 0.5
+  long = policies.rank_positions(jnp.asarray(priority), jnp.asarray(among))
+  for b in range(3):
+    order = sorted(range(200), key=lambda i, b=b: (not among[b, i], -priority[b, i], i))
+    np.testing.assert_array_equal(np.argsort(order), long[b])
+  short = policies.rank_positions(jnp.asarray(priority[:, :50]), jnp.asarray(among[:, :50]))
+  order = sorted(range(50), key=lambda i: (not among[0, i], -priority[0, i], i))
+  np.testing.assert_array_equal(np.argsort(order), short[0])
+
+
+@pytest.mark.parametrize(
+  "build, message",
+  [
+    (lambda: Dynamic(0.0), r"Dynamic\.tau is 0"),
+    (lambda: Factor(0.0), r"Factor\.factor is 0"),
+    (lambda: EntropyBounded(-1.0), r"EntropyBounded\.bound is -1"),
+  ],
+)
+def test_settings_out_of_range_are_named(build, message):
+  with pytest.raises(ValueError, match=message):
+    build()
