@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -18,6 +19,14 @@ DECODES = {
   "llada": 10, "llada_sharded_padvocab": 2, "dream": 14, "sdar": 33, "fast_dllm_v2": 9,
   "qwen2": 2, "qwen3": 2, "qwen3_bf16": 2, "qwen3_tied": 2,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quick_compilation():
+  """These tests compile many tiny programs: leave out the optimisations, which take most of the time."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("folder", fixture_folders(GOLDEN), ids=lambda path: path.name)
