@@ -1,5 +1,6 @@
 """Settings of every test - eight virtual CPU devices, no silent rank promotion, shapes checked - and a small corpus."""
 
+import gc
 import json
 import os
 
@@ -14,6 +15,15 @@ install_import_hook("diffgr_jax", "beartype.beartype")
 import jax  # noqa: E402 (reads the environment)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_compiled_programs():
+  """Every compiled program takes memory maps, of which Linux gives a process 65,530: drop them after each module."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+
 
 WORDS = [
   "river",
