@@ -4,8 +4,7 @@
     .  .  BOS q1 q2 SEP   |   M  M  M  M        one bidirectional pass; logits are taken at the canvas only
     0  0   0  0  0   0    |   1  2  3  4        slots: which place of the DocID a position is, as a learned vector
 
-A model that is trained from nothing learns much faster with slots: an all-masked canvas is otherwise the same vector
-everywhere, and only rotary attention could tell its places apart.
+Without slots an all-masked canvas is the same vector everywhere, and only rotary attention can tell its places apart.
 """
 
 from dataclasses import dataclass
