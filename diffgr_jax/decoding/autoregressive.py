@@ -24,10 +24,11 @@ import numpy as np
 from diffgr_jax.decoding.denoiser import log_probabilities
 from diffgr_jax.decoding.sampling import Sampling, make_sampling, token_scores
 from diffgr_jax.decoding.stopping import stop_ends, stop_table
+from diffgr_jax.models import inference
 from diffgr_jax.models.attention import Layout, padded_layout
-from diffgr_jax.models.cache import KVCache, init_cache, write
+from diffgr_jax.models.cache import KVCache, init_cache
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.transformer import Params, bind
+from diffgr_jax.models.transformer import Params
 
 
 @struct.dataclass
@@ -70,7 +71,7 @@ def decode_autoregressive(
   """Decodes until every row has stopped or `max_new_tokens` are out, without leaving the device.
 
   Args:
-    params: the model's parameters.
+    params: the model's parameters, as trained or laid out by `inference.decoding_params`.
     prompt: left-padded tokens; `pad_prompts` makes them.
     valid: False on the padding; a row that is all padding is decoded as ended.
     row_seeds: one seed a row; a row's draws depend on it alone.
@@ -118,6 +119,7 @@ def decode_autoregressive_steps(
   prompt, valid, setting, slots = _prepare(
     prompt, valid, row_seeds, banned, max_new_tokens, pad_id, sampling, stops, slots
   )
+  params = inference.decoding_params(config, params)
   rows, cache, logits = _first_step(params, prompt, valid, setting, config=config, slots=slots)
   yield rows, logits
   while int(rows.step) < max_new_tokens and not bool(rows.ended.all()):
@@ -161,15 +163,16 @@ def _decode_loop(params, prompt, valid, setting, max_new_tokens, *, config, slot
   def body(carry: tuple[DecodedRows, KVCache]) -> tuple[DecodedRows, KVCache]:
     return _next(params, *carry, setting, config=config)[:2]
 
+  params = inference.decoding_params(config, params)
   first = _first(params, prompt, valid, setting, config=config, slots=slots)
   return jax.lax.while_loop(more, body, first[:2])[0]
 
 
 def _first(params, prompt, valid, setting, *, config, slots) -> tuple[DecodedRows, KVCache, Float[Array, "B V"]]:
   """Reads the prompts in one pass, and chooses the first token."""
-  model, layout, (batch, width) = bind(config, params), padded_layout(valid), prompt.shape
-  hidden, fresh = model.extend(prompt, layout, None, pattern="causal")
-  cache = write(init_cache(config, batch, width + slots - 1), fresh, layout, 0)
+  layout, (batch, width) = padded_layout(valid), prompt.shape
+  cache = init_cache(config, batch, width + slots - 1)
+  hidden, cache = inference.extend(config, params, prompt, layout, cache, 0, pattern="causal")
   rows = DecodedRows(
     tokens=jnp.full((batch, slots), setting.pad_id, jnp.int32),
     length=jnp.zeros(batch, jnp.int32),
@@ -177,20 +180,20 @@ def _first(params, prompt, valid, setting, *, config, slots) -> tuple[DecodedRow
     ended=setting.prompt_length == 0,
     step=jnp.int32(0),
   )
-  logits = model.logits(hidden[:, -1])
+  logits = inference.logits(config, params, hidden[:, -1:])[:, 0]
   return _choose(rows, logits, setting), cache, logits
 
 
 def _next(params, rows, cache, setting, *, config) -> tuple[DecodedRows, KVCache, Float[Array, "B V"]]:
   """Reads the last token against the cache, and chooses the next."""
-  model, place = bind(config, params), rows.step - 1
+  place = rows.step - 1
   token = jax.lax.dynamic_slice_in_dim(rows.tokens, place, 1, axis=1)
   position = (setting.prompt_length + place)[:, None]
   layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position, bool))
-  hidden, fresh = model.extend(token, layout, cache, pattern="causal")
   width = cache.layout.position.shape[1] - rows.tokens.shape[1] + 1
-  logits = model.logits(hidden[:, 0])
-  return _choose(rows, logits, setting), write(cache, fresh, layout, width + place), logits
+  hidden, cache = inference.extend(config, params, token, layout, cache, width + place, pattern="causal")
+  logits = inference.logits(config, params, hidden)[:, 0]
+  return _choose(rows, logits, setting), cache, logits
 
 
 _first_step = jax.jit(_first, static_argnames=("config", "slots"))

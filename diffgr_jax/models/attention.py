@@ -86,14 +86,25 @@ def attention_mask(pattern: str, query: Layout, key: Layout, block_size: int = 1
   raise ValueError(f"attention pattern is one of {', '.join(PATTERNS)}, not {pattern!r}")
 
 
-def rope(x: Float[Array, "B T H K"], position: Int[Array, "B T"], theta: float) -> Float[Array, "B T H K"]:
-  """Rotary position embedding, half-split ("rotate half") layout, angles in float32 (RoFormer, arXiv 2104.09864)."""
-  half = x.shape[-1] // 2
+def rope_angles(position: Int[Array, "*T"], head_dim: int, theta: float) -> tuple[Array, Array]:
+  """Cosine and sine of every position's angles, [head_dim / 2, *T], in float32 (RoFormer, arXiv 2104.09864)."""
+  half = head_dim // 2
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = position.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+  angle = frequency.reshape((half,) + (1,) * position.ndim) * position.astype(jnp.float32)[None]
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate_features(x: Float[Array, "H K *T"], angles: tuple[Array, Array]) -> Float[Array, "H K *T"]:
+  """Rotary position embedding, half-split ("rotate half") layout; angles as `rope_angles` gives them."""
+  cos, sin = (angle[None] for angle in angles)
+  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=1)
+  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=1).astype(x.dtype)
+
+
+def rope(x: Float[Array, "B T H K"], position: Int[Array, "B T"], theta: float) -> Float[Array, "B T H K"]:
+  """Rotary position embedding, token-major."""
+  angles = rope_angles(position, x.shape[-1], theta)
+  return jnp.moveaxis(rotate_features(jnp.moveaxis(x, (2, 3), (0, 1)), angles), (0, 1), (2, 3))
 
 
 def attend(
@@ -104,37 +115,3 @@ def attend(
 ) -> Float[Array, "B Q H K"]:
   """Reference attention: scaled dot products, float32 softmax, grouped heads (query head h reads group h // (H/G))."""
   return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, :, :])
-
-
-def attend_with_past(
-  query: Float[Array, "B Q H K"],
-  key: Float[Array, "B Q G K"],
-  value: Float[Array, "B Q G K"],
-  mask: Bool[Array, "B Q Q"],
-  past_key: Float[Array, "B S G K"],
-  past_value: Float[Array, "B S G K"],
-  past_mask: Bool[Array, "B Q S"],
-) -> Float[Array, "B Q H K"]:
-  """`attend` over [past | own] keys without joining them: one softmax over both score matrices.
-
-  Query heads are grouped by the key head that they read, so that no key is repeated.
-  """
-  batch, length, heads, width = query.shape
-  groups = key.shape[2]
-  grouped = query.reshape(batch, length, groups, heads // groups, width)
-
-  def scores(keys: Array, allowed: Array) -> Array:
-    dots = jnp.einsum("bqgrk,bsgk->bgrqs", grouped, keys, preferred_element_type=jnp.float32)
-    return jnp.where(allowed[:, None, None], dots * width**-0.5, jnp.finfo(jnp.float32).min)
-
-  past, own = scores(past_key, past_mask), scores(key, mask)
-  top = jax.lax.stop_gradient(jnp.maximum(past.max(axis=-1, keepdims=True), own.max(axis=-1, keepdims=True)))
-  past, own = jnp.exp(past - top), jnp.exp(own - top)
-  total = past.sum(axis=-1, keepdims=True) + own.sum(axis=-1, keepdims=True)
-
-  def mixed(weights: Array, values: Array) -> Array:
-    weights = (weights / total).astype(values.dtype)
-    return jnp.einsum("bgrqs,bsgk->bqgrk", weights, values, preferred_element_type=jnp.float32)
-
-  out = mixed(past, past_value) + mixed(own, value)
-  return out.astype(query.dtype).reshape(batch, length, heads, width)

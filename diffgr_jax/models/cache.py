@@ -4,35 +4,30 @@
     row 0       .  a  b  c  d  e              segment 0 marks padding and slots not written yet: nothing valid sees them
     row 1       p  q  r  s  t  u              position counts valid tokens only, whatever the padding
 
-The model reads the cache and never writes it: `Transformer.extend` attends to [cache | its own tokens] and returns its
-tokens' keys and values apart; `write` keeps those that are final. A denoising pass over a block that still changes
-therefore leaves the cache as it is, and committing a block is one `dynamic_update_slice`.
-
-The cache is exact for causal and block_causal attention: a token there depends on nothing that comes later.
+A pass (`inference.extend`) writes the keys of its tokens and then reads all slots. Slots are written again where tokens
+still change: a block that is being denoised is replaced at each of its passes, and stands when its last pass was over its
+final tokens. The cache is exact for causal and block_causal attention: a token there depends on nothing that comes later.
 """
 
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from diffgr_jax.models.attention import Layout
 from diffgr_jax.models.config import TransformerConfig
 
 
 @struct.dataclass
-class KeyValues:
-  """Keys (after RoPE) and values of T tokens, in all N layers (or, inside a layer, in that one)."""
-
-  keys: Float[Array, "*N B T G K"]
-  values: Float[Array, "*N B T G K"]
-
-
-@struct.dataclass
 class KVCache:
-  """S slots a row, and what stands in them."""
+  """S slots a row: keys (after RoPE) and values of every layer, and what stands in them.
 
-  held: KeyValues
+  Rows and key heads are one dimension, BG = B x G: XLA on CPU then updates the arrays in place inside a loop (with two
+  dimensions it copies each of them four times a pass).
+  """
+
+  keys: tuple[Float[Array, "BG S K"], ...]
+  values: tuple[Float[Array, "BG S K"], ...]
   layout: Layout
 
   @property
@@ -43,29 +38,53 @@ class KVCache:
 
 def init_cache(config: TransformerConfig, batch: int, slots: int) -> KVCache:
   """An empty cache, in the compute dtype."""
-  shape = (config.n_layers, batch, slots, config.n_kv_heads, config.head_dim)
-  zeros = lambda: jnp.zeros(shape, config.compute_dtype)
+  shape = (batch * config.n_kv_heads, slots, config.head_dim)
+  zeros = lambda: tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.n_layers))
   empty = jnp.zeros((batch, slots), jnp.int32)
-  return KVCache(KeyValues(zeros(), zeros()), Layout(empty, jnp.zeros_like(empty), jnp.zeros_like(empty, bool)))
+  return KVCache(zeros(), zeros(), Layout(empty, jnp.zeros_like(empty), jnp.zeros_like(empty, bool)))
 
 
-def write(cache: KVCache, fresh: KeyValues, layout: Layout, offset: Int[Array, ""] | Int[Array, "B"] | int) -> KVCache:
-  """Puts the keys and values of T tokens into slots offset .. offset + T - 1.
+def put(
+  held: Float[Array, "BG S K"],
+  fresh: Float[Array, "B G T K"],
+  offset: Int[Array, ""] | Int[Array, "B"] | int,
+  writes: Bool[Array, "B T"] | None = None,
+) -> Float[Array, "BG S K"]:
+  """Puts the keys or values of T tokens into slots offset .. offset + T - 1.
 
   Args:
-    cache: the cache; donate it (or use it no more) and the write is in place.
-    fresh: what `Transformer.extend` returned, or a slice of it.
-    layout: the layout of these tokens; padding stays invisible.
+    held: what the slots hold; donate it (or use it no more) and the write is in place.
+    fresh: of the tokens.
     offset: first slot; one number for all rows (the quick way), or one a row.
+    writes: False where a slot keeps what it holds.
   """
+  groups = fresh.shape[1]
+  offset, fresh = _per_head(offset, groups), fresh.reshape(-1, *fresh.shape[2:]).astype(held.dtype)
+  return _write(held, fresh, offset, None if writes is None else jnp.repeat(writes, groups, axis=0)[..., None])
+
+
+def put_layout(
+  held: Layout, fresh: Layout, offset: Int[Array, ""] | Int[Array, "B"] | int, writes: Bool[Array, "B T"] | None = None
+) -> Layout:
+  """The same for what stands in the slots."""
+  return jax.tree.map(lambda old, new: _write(old, new, _per_head(offset, 1), writes), held, fresh)
+
+
+def _per_head(offset, groups: int) -> Int[Array, ""] | Int[Array, "BG"]:
   offset = jnp.asarray(offset, jnp.int32)
+  return jnp.repeat(offset, groups) if offset.ndim else offset
 
-  def put(old: Array, new: Array, batch_axis: int) -> Array:
-    new = new.astype(old.dtype)
-    if offset.ndim == 0:
-      return jax.lax.dynamic_update_slice_in_dim(old, new, offset, axis=batch_axis + 1)
-    row = lambda o, n, start: jax.lax.dynamic_update_slice_in_dim(o, n, start, axis=batch_axis)
-    return jax.vmap(row, in_axes=(batch_axis, batch_axis, 0), out_axes=batch_axis)(old, new, offset)
 
-  held = jax.tree.map(lambda old, new: put(old, new, 1), cache.held, fresh)
-  return KVCache(held, jax.tree.map(lambda old, new: put(old, new, 0), cache.layout, layout))
+def _write(held: Array, fresh: Array, offset: Array, writes: Array | None) -> Array:
+  """Writes rows of `fresh` along axis 1 of `held`."""
+  if writes is not None:
+    fresh = jnp.where(writes, fresh, _read(held, offset, fresh.shape[1]))
+  if offset.ndim == 0:
+    return jax.lax.dynamic_update_slice_in_dim(held, fresh, offset, axis=1)
+  return jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=0))(held, fresh, offset)
+
+
+def _read(held: Array, offset: Array, length: int) -> Array:
+  if offset.ndim == 0:
+    return jax.lax.dynamic_slice_in_dim(held, offset, length, axis=1)
+  return jax.vmap(lambda old, at: jax.lax.dynamic_slice_in_dim(old, at, length, axis=0))(held, offset)

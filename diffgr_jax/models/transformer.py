@@ -6,7 +6,8 @@ do not grow with depth; `config.remat` says what the backward pass keeps. Parame
     params = init_params(config, key)                          # {"embed": {"embedding": ...}, "blocks": {...}, ...}
     hidden = bind(config, params)(tokens, layout, pattern="bidirectional")
     logits = bind(config, params).logits(hidden)               # float32
-    hidden, fresh = bind(config, params).extend(tokens, layout, cache, pattern="causal")     # decoding; see cache.py
+
+Decoders run the same model against a cache: inference.py.
 
 Every weight carries its logical axes ("embed", "heads", "mlp", "vocab", ...); parallel/rules.py maps them to a mesh.
 """
@@ -19,8 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from diffgr_jax.models.attention import Layout, attend, attend_with_past, attention_mask, rope
-from diffgr_jax.models.cache import KeyValues, KVCache
+from diffgr_jax.models.attention import Layout, attend, attention_mask, rope
 from diffgr_jax.models.config import TransformerConfig
 
 Params = dict[str, Any]  # a nested dict of arrays
@@ -85,9 +85,8 @@ class Attention(nnx.Module):
       self.key_norm = _norm(config, config.head_dim, rngs=rngs, kind="rmsnorm")
 
   def __call__(
-    self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mask: Bool[Array, "B T T"], past=None
-  ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T G K"], Float[Array, "B T G K"]]]:
-    """The output, and the keys and values of these tokens. `past`: cached keys, values, and their mask."""
+    self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mask: Bool[Array, "B T T"]
+  ) -> Float[Array, "B T D"]:
     config, (batch, length, _) = self.config, x.shape
     query = self.query(x).reshape(batch, length, config.n_heads, config.head_dim)
     key = self.key(x).reshape(batch, length, config.n_kv_heads, config.head_dim)
@@ -96,8 +95,7 @@ class Attention(nnx.Module):
       query, key = self.query_norm(query), self.key_norm(key)
     if config.position_encoding == "rope":
       query, key = rope(query, position, config.rope_theta), rope(key, position, config.rope_theta)
-    mixed = attend(query, key, value, mask) if past is None else attend_with_past(query, key, value, mask, *past)
-    return self.out(mixed.reshape(batch, length, -1)), (key, value)
+    return self.out(attend(query, key, value, mask).reshape(batch, length, -1))
 
 
 class Mlp(nnx.Module):
@@ -128,16 +126,13 @@ class Block(nnx.Module):
     self.mlp = Mlp(config, rngs=rngs)
 
   def __call__(
-    self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mask: Bool[Array, "B T T"], past=None
-  ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B T G K"], Float[Array, "B T G K"]]]:
-    """The output, and the attention's keys and values."""
+    self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mask: Bool[Array, "B T T"]
+  ) -> Float[Array, "B T D"]:
     if self.pre:
-      mixed, fresh = self.attention(self.attention_norm(x), position, mask, past)
-      x = x + mixed
-      return x + self.mlp(self.mlp_norm(x)), fresh
-    mixed, fresh = self.attention(x, position, mask, past)
-    x = self.attention_norm(x + mixed)
-    return self.mlp_norm(x + self.mlp(x)), fresh
+      x = x + self.attention(self.attention_norm(x), position, mask)
+      return x + self.mlp(self.mlp_norm(x))
+    x = self.attention_norm(x + self.attention(x, position, mask))
+    return self.mlp_norm(x + self.mlp(x))
 
 
 class MlmTransform(nnx.Module):
@@ -226,42 +221,6 @@ class Transformer(nnx.Module):
     assert outputs is not None
     return jnp.concatenate([first[None], outputs[:-1], last[None]])
 
-  def extend(
-    self,
-    tokens: Int[Array, "B T"],
-    layout: Layout,
-    cache: KVCache | None = None,
-    *,
-    pattern: str | None = None,
-    block_size: int = 1,
-    own_mask: Bool[Array, "B T T"] | None = None,
-    past_mask: Bool[Array, "B T S"] | None = None,
-  ) -> tuple[Float[Array, "B T D"], KeyValues]:
-    """Hidden states of tokens that follow a cache, and their keys and values in every layer. The cache is only read.
-
-    Args:
-      tokens: ids below `config.vocab_size`.
-      layout: position and segment of every token.
-      cache: keys and values of what came before; None: nothing did.
-      pattern: attention pattern, of these tokens among themselves and towards the cache; None takes the config's.
-      block_size: tokens a block, for block_causal.
-      own_mask, past_mask: replace what the pattern says, for who keeps alternatives (beams) or stale slots in a cache.
-    """
-    x = self._embedded(tokens, layout, None)
-    pattern = pattern or self.config.pattern
-    mask = attention_mask(pattern, layout, layout, block_size) if own_mask is None else own_mask
-    if cache is not None and past_mask is None:
-      past_mask = attention_mask(pattern, layout, cache.layout, block_size)
-    definition, stacked = nnx.split(self.blocks)
-
-    def layer(x, scanned):
-      weights, held = scanned
-      past = None if held is None else (held.keys, held.values, past_mask)
-      return nnx.merge(definition, weights)(x, layout.position, mask, past)
-
-    x, fresh = jax.lax.scan(layer, x, (stacked, None if cache is None else cache.held))
-    return self.final_norm(x) if self.config.norm_position == "pre" else x, KeyValues(*fresh)
-
   def _embedded(self, tokens, layout, token_types):
     """What goes into the first layer."""
     config = self.config
@@ -280,7 +239,7 @@ class Transformer(nnx.Module):
     definition, stacked = nnx.split(self.blocks)
 
     def layer(x, weights):
-      x, _ = nnx.merge(definition, weights)(x, layout.position, mask)
+      x = nnx.merge(definition, weights)(x, layout.position, mask)
       return x, (x if keep else None)
 
     if config.remat != "none":
