@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffgr_jax.decoding.block_passes import extend
+from diffgr_jax.decoding.block_passes import block_logits, extend
 from diffgr_jax.decoding.block_state import BlockOptions, BlockState, current_sub_block, open_masks, span, span_layout
 from diffgr_jax.models.attention import attention_mask
 from diffgr_jax.models.cache import KVCache, write
