@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from diffgr_jax.decoding.autoregressive import decode_autoregressive_steps
-from diffgr_jax.decoding.block import BlockOptions, BlockState, decode_blocks_steps
+from diffgr_jax.decoding.block import decode_blocks_steps
+from diffgr_jax.decoding.block_state import BlockOptions, BlockState
 from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas_steps
 from diffgr_jax.decoding.denoiser import GuidedDenoiser, banned_tokens
 from diffgr_jax.decoding.policies import Confidence, Dynamic, Entropy, Margin, Policy, Sequential, Threshold

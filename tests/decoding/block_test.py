@@ -10,7 +10,8 @@ import pytest
 
 from diffgr_jax.decoding import block
 from diffgr_jax.decoding.autoregressive import decode_autoregressive
-from diffgr_jax.decoding.block import BlockOptions, answers, decode_blocks, decode_blocks_steps
+from diffgr_jax.decoding.block import decode_blocks, decode_blocks_steps
+from diffgr_jax.decoding.block_state import BlockOptions, answers, prepare
 from diffgr_jax.decoding.policies import Confidence, Random, Threshold
 from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.models.attention import padded_layout, two_stream_layout
@@ -60,7 +61,7 @@ def test_training_logits_are_decoding_logits(model, alignment):
     row[: is_token.sum()], masks[is_token.sum() :] = prompt[is_token], True
   noisy = np.where(hidden, model.mask, clean)
   expected = two_stream_logits(model, alignment, jnp.asarray(clean), jnp.asarray(noisy), size)[:, 8:]
-  state, setting, context = block._prepare(
+  state, setting, context = prepare(
     tokens, valid, np.arange(3), model.banned, config, options, 2, None, None, (), None, None
   )
   static = dict(config=config, options=options, context=context)

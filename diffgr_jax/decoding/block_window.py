@@ -1,0 +1,56 @@
+"""Block decoding: the approximate window, a pass over the current sub-block against the block's stale keys.
+
+block       7  9 | e  M | M  M        sub-blocks of 2; the current one is the second
+keys        .  .   x  x   .  .        . kept from the last pass over the whole block: stale   x recomputed
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffgr_jax.decoding.block_passes import block_logits, extend
+from diffgr_jax.decoding.block_state import BlockOptions, BlockState, current_sub_block, open_masks, span, span_layout
+from diffgr_jax.models.attention import attention_mask
+from diffgr_jax.models.cache import KVCache, write
+from diffgr_jax.models.transformer import Transformer
+
+
+def denoise_window(
+  model: Transformer, state: BlockState, cache: KVCache, options: BlockOptions, context: int
+) -> tuple[Float[Array, "B L V"], KVCache]:
+  """Logits of the current sub-block, from a pass over it alone where the row's block keys are there (Fast-dLLM v2).
+
+  A row computes its whole block, and keeps the keys, at the first pass of a block and while the first position of its
+  sub-block is masked. The shift then stays inside the sub-block, whose first position reads its own output.
+  """
+  size, sub = options.block_size, options.sub_block
+  offset = context + state.block * size
+  masked = open_masks(state, options, context)
+  active, begin = masked.any(axis=-1), current_sub_block(masked, options) * sub
+  begins_masked = jnp.take_along_axis(masked, begin[:, None], axis=-1)[:, 0]
+  whole = active & ((state.block_step == 0) | begins_masked)
+  tokens, layout = span(state.canvas, offset, size), span_layout(state, offset, size)
+  shape = (*tokens.shape, model.config.vocab_size)
+
+  def compute_block(cache: KVCache) -> tuple[Float[Array, "B L V"], KVCache]:
+    hidden, fresh = extend(model, tokens, layout, cache, offset, options)
+    held = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, offset, size, axis=2), cache.held)
+    kept = jax.tree.map(lambda new, old: jnp.where(whole[None, :, None, None, None], new, old), fresh, held)
+    return block_logits(model, hidden, state, options), write(cache, kept, layout, offset)
+
+  def compute_window(cache: KVCache) -> Float[Array, "B L V"]:
+    row = jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, sub, axis=0))
+    own = jax.tree.map(lambda x: row(x, begin), layout)
+    seen = attention_mask("block_causal", own, cache.layout, size)
+    stale = (cache.layout.position >= own.position[:, :1]) & (cache.layout.position <= own.position[:, -1:])
+    hidden, _ = model.extend(
+      row(tokens, begin), own, cache, pattern="block_causal", block_size=size, past_mask=seen & ~stale[:, None]
+    )
+    logits = block_logits(model, hidden, state, options)
+    at = jax.vmap(lambda zeros, new, start: jax.lax.dynamic_update_slice_in_dim(zeros, new, start, axis=0))
+    return at(jnp.zeros(shape, logits.dtype), logits, begin)
+
+  nothing = jnp.zeros(shape, jnp.float32)
+  of_block, cache = jax.lax.cond(whole.any(), compute_block, lambda cache: (nothing, cache), cache)
+  of_window = jax.lax.cond((active & ~whole).any(), compute_window, lambda cache: nothing, cache)
+  return jnp.where(whole[:, None, None], of_block, of_window), cache
