@@ -23,9 +23,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 import functools
 
-from flax import struct
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from diffgr_jax.decoding.block_passes import commit, denoise_block, open_block
@@ -43,7 +41,8 @@ from diffgr_jax.decoding.sampling import Sampling
 from diffgr_jax.decoding.schedules import EVEN
 from diffgr_jax.models.cache import KVCache, init_cache
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.transformer import Params, bind
+from diffgr_jax.models.inference import DecodingParams, decoding_params
+from diffgr_jax.models.transformer import Params
 
 
 def decode_blocks(
@@ -65,7 +64,7 @@ def decode_blocks(
   """Decodes block after block until every row has stopped or is full, without leaving the device.
 
   Args:
-    params: the model's parameters.
+    params: the model's parameters, as trained or laid out by `inference.decoding_params`.
     prompt: left-padded tokens.
     valid: False on the padding.
     row_seeds: one seed a row; a row's draws depend on it alone.
@@ -121,16 +120,16 @@ def decode_blocks_steps(
   # Passes do not ask the policy: programs are shared by all that read the canvas alike.
   reading = replace(options, policy=Confidence(), schedule=EVEN, stop_check="step", judge="model")
   static = dict(config=config, options=reading, context=context)
-  cache = init_cache(config, *state.canvas.shape)
+  params, cache = decoding_params(config, params), init_cache(config, *state.canvas.shape)
   yield state
   while bool(more_blocks(state, options, context)):
-    state, cache, logits, ready = _open_step(params, state, cache, setting, first=int(state.block) < 0, **static)
-    if not ready:
+    state, cache, logits = _open_step(params, state, cache, setting, first=int(state.block) < 0, **static)
+    if logits is None:
       yield state  # with the first token that the committing pass wrote
     while bool(open_masks(state, options, context).any()):
-      if not ready:
+      if logits is None:
         logits, cache = _denoise_step(params, state, cache, **static)
-      state, ready = _commit_step(state, logits, setting, options, context), False
+      state, logits = _commit_step(state, logits, setting, options, context), None
       yield state
     state = close_block(state, setting, options)
 
@@ -138,46 +137,34 @@ def decode_blocks_steps(
 # --- the loop ---
 
 
-@struct.dataclass
-class _Carry:
-  """What the loop hands on: `logits` of the current block, if a pass has computed them since the last commitment."""
-
-  state: BlockState
-  cache: KVCache
-  logits: Float[Array, "B L V"]
-  ready: Bool[Array, ""]
-
-
 @functools.partial(jax.jit, static_argnames=("config", "options", "context"))
 def _decode_loop(params, state, setting, *, config, options, context) -> BlockState:
-  static = dict(config=config, options=options, context=context)
+  params, static = decoding_params(config, params), dict(config=config, options=options, context=context)
+  Carry = tuple[BlockState, KVCache]
 
-  def step(carry: _Carry) -> _Carry:
-    compute = lambda: _denoise_pass(params, carry.state, carry.cache, **static)
-    if options.window == "exact":  # the cache need not pass through the conditional
-      logits, cache = jax.lax.cond(carry.ready, lambda: carry.logits, lambda: compute()[0]), carry.cache
-    else:
-      logits, cache = jax.lax.cond(carry.ready, lambda: (carry.logits, carry.cache), compute)
-    return _Carry(commit(carry.state, logits, setting, options, context), cache, logits, jnp.bool_(False))
+  def enter(carry: Carry, first: bool) -> Carry:
+    state, cache, logits = open_block(params, *carry, setting, first=first, **static)
+    return (state if logits is None else commit(state, logits, setting, options, context)), cache
 
-  def finish_block(carry: _Carry) -> _Carry:
-    carry = jax.lax.while_loop(lambda c: open_masks(c.state, options, context).any(), step, carry)
-    carry = replace(carry, state=close_block(carry.state, setting, options))
-    return jax.lax.cond(more_blocks(carry.state, options, context), open_next, lambda carry: carry, carry)
+  def step(carry: Carry) -> Carry:
+    logits, cache = _denoise_pass(params, *carry, **static)
+    return commit(carry[0], logits, setting, options, context), cache
 
-  def open_next(carry: _Carry) -> _Carry:
-    return _Carry(*open_block(params, carry.state, carry.cache, setting, first=False, **static))
+  def finish_block(carry: Carry) -> Carry:
+    state, cache = jax.lax.while_loop(lambda carry: open_masks(carry[0], options, context).any(), step, carry)
+    carry = close_block(state, setting, options), cache
+    more = more_blocks(carry[0], options, context)
+    return jax.lax.cond(more, lambda carry: enter(carry, first=False), lambda carry: carry, carry)
 
-  def unfinished(carry: _Carry) -> Bool[Array, ""]:
-    return open_masks(carry.state, options, context).any() | more_blocks(carry.state, options, context)
+  def unfinished(carry: Carry) -> Bool[Array, ""]:
+    return open_masks(carry[0], options, context).any() | more_blocks(carry[0], options, context)
 
-  cache = init_cache(config, *state.canvas.shape)
-  carry = _Carry(*open_block(params, state, cache, setting, first=True, **static))
-  return jax.lax.while_loop(unfinished, finish_block, carry).state
+  carry = enter((state, init_cache(config, *state.canvas.shape)), first=True)
+  return jax.lax.while_loop(unfinished, finish_block, carry)[0]
 
 
 def _denoise_pass(
-  params: Params,
+  params: DecodingParams,
   state: BlockState,
   cache: KVCache,
   *,
@@ -185,11 +172,9 @@ def _denoise_pass(
   options: BlockOptions,
   context: int,
 ) -> tuple[Float[Array, "B L V"], KVCache]:
-  """Logits of the current block, which is not committed; an exact cache stays as it is."""
-  model = bind(config, params)
-  if options.window == "sub_block":
-    return denoise_window(model, state, cache, options, context)
-  return denoise_block(model, state, cache, options, context), cache
+  """Logits of the current block, which is not committed."""
+  how = denoise_window if options.window == "sub_block" else denoise_block
+  return how(config, params, state, cache, options, context)
 
 
 _static_names = ("config", "options", "context")

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +22,14 @@ from diffgr_jax.decoding.block_state import (
 from diffgr_jax.decoding.denoiser import log_probabilities
 from diffgr_jax.decoding.policies import Budget, commit_together
 from diffgr_jax.decoding.sampling import filtered, token_scores
-from diffgr_jax.models.attention import Layout, attention_mask
-from diffgr_jax.models.cache import KeyValues, KVCache, write
+from diffgr_jax.models import inference
+from diffgr_jax.models.cache import KVCache
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.transformer import Params, Transformer, bind
+from diffgr_jax.models.inference import DecodingParams
 
 
 def open_block(
-  params: Params,
+  params: DecodingParams,
   state: BlockState,
   cache: KVCache,
   setting: Setting,
@@ -39,64 +38,80 @@ def open_block(
   options: BlockOptions,
   context: int,
   first: bool,
-) -> tuple[BlockState, KVCache, Float[Array, "B L V"], Bool[Array, ""]]:
+) -> tuple[BlockState, KVCache, Float[Array, "B L V"] | None]:
   """Commits what is finished (the last block; at first, the context), and begins the next block in the same pass.
 
   Returns:
-    State, cache, the next block's logits, and whether they were computed: a first token that the committing pass
-    itself writes (Fast-dLLM v2) has to be there before the block is read.
+    State, cache, and the next block's logits, if the passes are fused (`is_fused`).
   """
-  size, model = options.block_size, bind(config, params)
+  size = options.block_size
   done = context if first else size
   offset = jnp.int32(0) if first else context + state.block * size
-  fused = not (config.alignment == "shifted" and options.shifted_first == "noisy")
-  state = replace(state, block=state.block + 1, block_step=jnp.int32(0))
-  hidden = None
-  if done or fused:
-    width = done + size * fused
-    tokens, layout = span(state.canvas, offset, width), span_layout(state, offset, width)
-    hidden, fresh = extend(model, tokens, layout, None if first else cache, offset, options)
-    fresh = jax.tree.map(lambda x: x[:, :, :done], fresh)
-    cache = write(cache, fresh, jax.tree.map(lambda x: x[:, :done], layout), offset)
-    if done:
-      state = replace(state, clean=hidden[:, done - 1].astype(jnp.float32))
-  if fused:
-    assert hidden is not None
-    return state, cache, block_logits(model, hidden[:, done:], state, options), jnp.bool_(True)
+  state, hidden = replace(state, block=state.block + 1, block_step=jnp.int32(0)), None
+  width = done + size * is_fused(config, options)
+  if width:
+    hidden, cache = extend(config, params, state, cache, offset, width, options)
   if done:
-    state = _write_first_token(model, state, setting, options, context)
-  return state, cache, jnp.zeros((len(state.canvas), size, config.vocab_size), jnp.float32), jnp.bool_(False)
+    assert hidden is not None
+    state = replace(state, clean=hidden[:, done - 1].astype(jnp.float32))
+  if width > done:
+    assert hidden is not None
+    return state, cache, block_logits(config, params, hidden[:, done:], state, options)
+  if done:
+    state = _write_first_token(config, params, state, setting, options, context)
+  return state, cache, None
+
+
+def is_fused(config: TransformerConfig, options: BlockOptions) -> bool:
+  """Whether a block is committed in the pass that reads the next one for the first time.
+
+  Not where the committing pass itself writes the next block's first token (Fast-dLLM v2): it has to be there first.
+  """
+  return not (config.alignment == "shifted" and options.shifted_first == "noisy")
 
 
 def denoise_block(
-  model: Transformer, state: BlockState, cache: KVCache, options: BlockOptions, context: int
-) -> Float[Array, "B L V"]:
-  """Logits of the current block, which is not committed: the cache is only read."""
+  config: TransformerConfig,
+  params: DecodingParams,
+  state: BlockState,
+  cache: KVCache,
+  options: BlockOptions,
+  context: int,
+) -> tuple[Float[Array, "B L V"], KVCache]:
+  """Logits of the current block. Its slots of the cache are written, and will be again until it is committed."""
   offset = context + state.block * options.block_size
-  tokens, layout = span(state.canvas, offset, options.block_size), span_layout(state, offset, options.block_size)
-  hidden, _ = extend(model, tokens, layout, cache, offset, options)
-  return block_logits(model, hidden, state, options)
+  hidden, cache = extend(config, params, state, cache, offset, options.block_size, options)
+  return block_logits(config, params, hidden, state, options), cache
 
 
 def extend(
-  model: Transformer, tokens: Int[Array, "B T"], layout: Layout, cache: KVCache | None, offset, options: BlockOptions
-) -> tuple[Float[Array, "B T D"], KeyValues]:
-  common: dict[str, Any] = dict(pattern="block_causal", block_size=options.block_size)
-  if cache is None or options.window == "exact":
-    return model.extend(tokens, layout, cache, **common)
-  visible = attention_mask("block_causal", layout, cache.layout, options.block_size)
-  committed = jnp.arange(visible.shape[-1]) < offset  # behind them: stale keys of the block itself
-  return model.extend(tokens, layout, cache, past_mask=visible & committed[None, None], **common)
+  config: TransformerConfig,
+  params: DecodingParams,
+  state: BlockState,
+  cache: KVCache,
+  offset: Int[Array, ""],
+  width: int,
+  options: BlockOptions,
+  writes: Bool[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T D"], KVCache]:
+  """A pass over `width` slots from `offset` on."""
+  tokens, layout = span(state.canvas, offset, width), span_layout(state, offset, width)
+  how = dict(pattern="block_causal", block_size=options.block_size, writes=writes)
+  return inference.extend(config, params, tokens, layout, cache, offset, **how)
 
 
 def block_logits(
-  model: Transformer, hidden: Float[Array, "B L D"], state: BlockState, options: BlockOptions
+  config: TransformerConfig,
+  params: DecodingParams,
+  hidden: Float[Array, "B L D"],
+  state: BlockState,
+  options: BlockOptions,
 ) -> Float[Array, "B L V"]:
   """Logits that predict each position of the block, whatever the alignment."""
-  if model.config.alignment == "shifted":
+  if config.alignment == "shifted":
     before = state.clean[:, None].astype(hidden.dtype) if options.shifted_first == "clean" else hidden[:, :1]
     hidden = jnp.concatenate([before, hidden[:, :-1]], axis=1)
-  return model.logits(hidden)
+  return inference.logits(config, params, hidden)
 
 
 def commit(
@@ -138,11 +153,16 @@ def commit(
 
 
 def _write_first_token(
-  model: Transformer, state: BlockState, setting: Setting, options: BlockOptions, context: int
+  config: TransformerConfig,
+  params: DecodingParams,
+  state: BlockState,
+  setting: Setting,
+  options: BlockOptions,
+  context: int,
 ) -> BlockState:
   """Fast-dLLM v2: the last logit of the committing pass gives the next block its first token, where it has none."""
   offset = context + state.block * options.block_size
-  log_probs = log_probabilities(model.logits(state.clean[:, None]), setting.banned)
+  log_probs = log_probabilities(inference.logits(config, params, state.clean[:, None]), setting.banned)
   token_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(pass_keys(state)[1])
   token = jnp.argmax(token_scores(log_probs, setting.sampling, token_keys), axis=-1)
   confidence = jnp.exp(jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0])

@@ -10,13 +10,19 @@ from jaxtyping import Array, Float
 
 from diffgr_jax.decoding.block_passes import block_logits, extend
 from diffgr_jax.decoding.block_state import BlockOptions, BlockState, current_sub_block, open_masks, span, span_layout
-from diffgr_jax.models.attention import attention_mask
-from diffgr_jax.models.cache import KVCache, write
-from diffgr_jax.models.transformer import Transformer
+from diffgr_jax.models import inference
+from diffgr_jax.models.cache import KVCache
+from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.inference import DecodingParams
 
 
 def denoise_window(
-  model: Transformer, state: BlockState, cache: KVCache, options: BlockOptions, context: int
+  config: TransformerConfig,
+  params: DecodingParams,
+  state: BlockState,
+  cache: KVCache,
+  options: BlockOptions,
+  context: int,
 ) -> tuple[Float[Array, "B L V"], KVCache]:
   """Logits of the current sub-block, from a pass over it alone where the row's block keys are there (Fast-dLLM v2).
 
@@ -29,26 +35,22 @@ def denoise_window(
   active, begin = masked.any(axis=-1), current_sub_block(masked, options) * sub
   begins_masked = jnp.take_along_axis(masked, begin[:, None], axis=-1)[:, 0]
   whole = active & ((state.block_step == 0) | begins_masked)
-  tokens, layout = span(state.canvas, offset, size), span_layout(state, offset, size)
-  shape = (*tokens.shape, model.config.vocab_size)
+  shape = (*masked.shape, config.vocab_size)
 
   def compute_block(cache: KVCache) -> tuple[Float[Array, "B L V"], KVCache]:
-    hidden, fresh = extend(model, tokens, layout, cache, offset, options)
-    held = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, offset, size, axis=2), cache.held)
-    kept = jax.tree.map(lambda new, old: jnp.where(whole[None, :, None, None, None], new, old), fresh, held)
-    return block_logits(model, hidden, state, options), write(cache, kept, layout, offset)
+    writes = jnp.broadcast_to(whole[:, None], masked.shape)
+    hidden, cache = extend(config, params, state, cache, offset, size, options, writes)
+    return block_logits(config, params, hidden, state, options), cache
 
   def compute_window(cache: KVCache) -> Float[Array, "B L V"]:
     row = jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, sub, axis=0))
-    own = jax.tree.map(lambda x: row(x, begin), layout)
-    seen = attention_mask("block_causal", own, cache.layout, size)
-    stale = (cache.layout.position >= own.position[:, :1]) & (cache.layout.position <= own.position[:, -1:])
-    hidden, _ = model.extend(
-      row(tokens, begin), own, cache, pattern="block_causal", block_size=size, past_mask=seen & ~stale[:, None]
-    )
-    logits = block_logits(model, hidden, state, options)
-    at = jax.vmap(lambda zeros, new, start: jax.lax.dynamic_update_slice_in_dim(zeros, new, start, axis=0))
-    return at(jnp.zeros(shape, logits.dtype), logits, begin)
+    tokens, layout = span(state.canvas, offset, size), span_layout(state, offset, size)
+    own, at = jax.tree.map(lambda x: row(x, begin), layout), offset + begin
+    how = dict(pattern="block_causal", block_size=size)
+    hidden, _ = inference.extend(config, params, row(tokens, begin), own, cache, at, **how)  # the stale keys stay
+    logits = block_logits(config, params, hidden, state, options)
+    place = jax.vmap(lambda zeros, new, start: jax.lax.dynamic_update_slice_in_dim(zeros, new, start, axis=0))
+    return place(jnp.zeros(shape, logits.dtype), logits, begin)
 
   nothing = jnp.zeros(shape, jnp.float32)
   of_block, cache = jax.lax.cond(whole.any(), compute_block, lambda cache: (nothing, cache), cache)
