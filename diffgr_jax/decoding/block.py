@@ -38,7 +38,7 @@ from diffgr_jax.decoding.block_state import (
   prepare,
 )
 from diffgr_jax.decoding.block_window import denoise_window
-from diffgr_jax.decoding.policies import Confidence
+from diffgr_jax.decoding.policies import Confidence, Stats
 from diffgr_jax.decoding.sampling import Sampling
 from diffgr_jax.decoding.schedules import EVEN
 from diffgr_jax.models.cache import KVCache, init_cache
@@ -107,31 +107,32 @@ def decode_blocks_steps(
   stops: Sequence[Sequence[int]] = (),
   context: int | None = None,
   blocks: int | None = None,
-) -> Iterator[BlockState]:
+) -> Iterator[tuple[BlockState, Stats | None]]:
   """The same decoder, one Python step at a time, for notebooks, streaming and traces.
 
   Takes what `decode_blocks` takes and commits the same tokens in the same passes.
 
   Yields:
-    The state before the first pass, then after every pass, and after the tokens that committing passes write.
+    The state before the first pass (with None); after every pass, with the statistics of the block that led to it; and
+    after the tokens that committing passes write (with None).
   """
   state, setting, context = prepare(
     prompt, valid, row_seeds, banned, config, options, max_new_tokens, steps, sampling, stops, context, blocks
   )
   # Passes do not ask the policy: programs are shared by all that read the canvas alike.
-  reading = replace(options, policy=Confidence(), schedule=EVEN, stop_check="step", judge="model")
+  reading = replace(options, policy=Confidence(), schedule=EVEN, stop_check="step", judge="model", remask=0)
   static = dict(config=config, options=reading, context=context)
   cache = init_cache(config, *state.canvas.shape)
-  yield state
+  yield state, None
   while bool(more_blocks(state, options, context)):
     state, cache, logits, ready = _open_step(params, state, cache, setting, first=int(state.block) < 0, **static)
     if not ready:
-      yield state  # with the first token that the committing pass wrote
+      yield state, None  # with the first token that the committing pass wrote
     while bool(open_masks(state, options, context).any()):
       if not ready:
         logits, cache = _denoise_step(params, state, cache, **static)
-      state, ready = _commit_step(state, logits, setting, options, context), False
-      yield state
+      (state, stats), ready = _commit_step(state, logits, setting, options, context), False
+      yield state, stats
     state = close_block(state, setting, options)
 
 
@@ -158,7 +159,8 @@ def _decode_loop(params, state, setting, *, config, options, context) -> BlockSt
       logits, cache = jax.lax.cond(carry.ready, lambda: carry.logits, lambda: compute()[0]), carry.cache
     else:
       logits, cache = jax.lax.cond(carry.ready, lambda: (carry.logits, carry.cache), compute)
-    return _Carry(commit(carry.state, logits, setting, options, context), cache, logits, jnp.bool_(False))
+    state, _ = commit(carry.state, logits, setting, options, context)
+    return _Carry(state, cache, logits, jnp.bool_(False))
 
   def finish_block(carry: _Carry) -> _Carry:
     carry = jax.lax.while_loop(lambda c: open_masks(c.state, options, context).any(), step, carry)
