@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 import numpy as np
 
 from diffgr_jax.decoding.denoiser import log_probabilities
-from diffgr_jax.decoding.sampling import Sampling, make_sampling, token_scores
+from diffgr_jax.decoding.sampling import Sampling, draw_tokens, make_sampling
 from diffgr_jax.decoding.stopping import stop_ends, stop_table
 from diffgr_jax.models import inference
 from diffgr_jax.models.attention import Layout, padded_layout
@@ -204,7 +204,7 @@ def _choose(rows: DecodedRows, logits: Float[Array, "B V"], setting: _Setting) -
   """Chooses one token a row; rows that have ended get PAD."""
   log_probs = log_probabilities(logits[:, None], setting.banned)[:, 0]
   keys = jax.vmap(lambda key: jax.random.fold_in(key, rows.step))(setting.row_keys)
-  token = jnp.argmax(token_scores(log_probs, setting.sampling, keys), axis=-1).astype(jnp.int32)
+  token = draw_tokens(logits[:, None], setting.banned, setting.sampling, keys)[:, 0]
   log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
   put = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new[:, None], rows.step, axis=1)
   tokens = put(rows.tokens, jnp.where(rows.ended, setting.pad_id, token))

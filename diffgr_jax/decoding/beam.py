@@ -26,10 +26,12 @@ import numpy as np
 
 from diffgr_jax.decoding.denoiser import log_probabilities
 from diffgr_jax.docid.trie import PrefixTrie
+from diffgr_jax.models import inference
 from diffgr_jax.models.attention import Layout, padded_layout
-from diffgr_jax.models.cache import KVCache, init_cache, write
+from diffgr_jax.models.cache import KVCache, init_cache
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.transformer import Params, bind
+from diffgr_jax.models.inference import decoding_params
+from diffgr_jax.models.transformer import Params
 
 
 @struct.dataclass
@@ -93,10 +95,10 @@ def decode_beams(
 def _search(
   params, prompt, valid, banned, first, token, document, *, config, width, renormalise, depth, root_fan_out, fan_out
 ) -> Beams:
-  model, layout, (batch, prompt_width) = bind(config, params), padded_layout(valid), prompt.shape
+  params, layout, (batch, prompt_width) = decoding_params(config, params), padded_layout(valid), prompt.shape
   expand = functools.partial(_expand, first=first, token=token, renormalise=renormalise)
-  hidden, fresh = model.extend(prompt, layout, None, pattern="causal")
-  cache = write(init_cache(config, batch, prompt_width + max(depth - 1, 1) * width), fresh, layout, 0)
+  cache = init_cache(config, batch, prompt_width + max(depth - 1, 1) * width)
+  hidden, cache = inference.extend(config, params, prompt, layout, cache, 0, pattern="causal")
   alone = jnp.full((batch, width), -jnp.inf).at[:, 0].set(0.0)  # one beam, at the root
   search = _Search(
     tokens=jnp.full((batch, width, depth), -1, jnp.int32),
@@ -105,7 +107,7 @@ def _search(
     ancestor=jnp.zeros((batch, width, depth), jnp.int32),
     step=jnp.int32(0),
   )
-  log_probs = log_probabilities(model.logits(hidden[:, -1:]), banned)
+  log_probs = log_probabilities(inference.logits(config, params, hidden[:, -1:]), banned)
   root = replace(search, score=alone[:, :1], node=search.node[:, :1])
   search = expand(root, log_probs, fan_out=root_fan_out)
 
@@ -117,7 +119,7 @@ def _search(
   def body(carry: tuple[_Search, KVCache]) -> tuple[_Search, KVCache]:
     search, cache = carry
     hidden, cache, search = _read(params, search, cache, valid.sum(axis=-1), prompt_width, config)
-    log_probs = log_probabilities(bind(config, params).logits(hidden), banned)
+    log_probs = log_probabilities(inference.logits(config, params, hidden), banned)
     return expand(search, log_probs, fan_out=fan_out), cache
 
   search, _ = jax.lax.while_loop(more, body, (search, cache))
@@ -139,15 +141,11 @@ def _read(
   wrote = search.ancestor[:, :, : slots // width] if slots // width < depth else search.ancestor
   mine = jnp.repeat(wrote, width, axis=-1) == of_beam[None, None]
   mine &= (of_step < place)[None, None]
+  itself = (of_step[None] == place) & (of_beam[None] == jnp.arange(width)[:, None])
   prompt = jnp.broadcast_to((cache.layout.segment[:, None, :prompt_width] > 0), (batch, width, prompt_width))
-  hidden, fresh = bind(config, params).extend(
-    jnp.maximum(newest, 0),
-    layout,
-    cache,
-    own_mask=jnp.broadcast_to(jnp.eye(width, dtype=bool)[None], (batch, width, width)),
-    past_mask=jnp.concatenate([prompt, mine], axis=-1),
-  )
-  cache = write(cache, fresh, layout, prompt_width + place * width)
+  mask = jnp.concatenate([prompt, mine | itself[None]], axis=-1)
+  offset = prompt_width + place * width
+  hidden, cache = inference.extend(config, params, jnp.maximum(newest, 0), layout, cache, offset, mask=mask)
   own = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :, None], (batch, width, 1))
   ancestor = jax.lax.dynamic_update_slice_in_dim(search.ancestor, own, place, axis=2)
   return hidden, cache, replace(search, ancestor=ancestor)

@@ -36,7 +36,7 @@ from diffgr_jax.decoding.block_state import (
   prepare,
 )
 from diffgr_jax.decoding.block_window import denoise_window
-from diffgr_jax.decoding.policies import Confidence
+from diffgr_jax.decoding.policies import Confidence, Stats
 from diffgr_jax.decoding.sampling import Sampling
 from diffgr_jax.decoding.schedules import EVEN
 from diffgr_jax.models.cache import KVCache, init_cache
@@ -106,31 +106,32 @@ def decode_blocks_steps(
   stops: Sequence[Sequence[int]] = (),
   context: int | None = None,
   blocks: int | None = None,
-) -> Iterator[BlockState]:
+) -> Iterator[tuple[BlockState, Stats | None]]:
   """The same decoder, one Python step at a time, for notebooks, streaming and traces.
 
   Takes what `decode_blocks` takes and commits the same tokens in the same passes.
 
   Yields:
-    The state before the first pass, then after every pass, and after the tokens that committing passes write.
+    The state before the first pass (with None); after every pass, with the statistics of the block that led to it; and
+    after the tokens that committing passes write (with None).
   """
   state, setting, context = prepare(
     prompt, valid, row_seeds, banned, config, options, max_new_tokens, steps, sampling, stops, context, blocks
   )
   # Passes do not ask the policy: programs are shared by all that read the canvas alike.
-  reading = replace(options, policy=Confidence(), schedule=EVEN, stop_check="step", judge="model")
+  reading = replace(options, policy=Confidence(), schedule=EVEN, stop_check="step", judge="model", remask=0)
   static = dict(config=config, options=reading, context=context)
   params, cache = decoding_params(config, params), init_cache(config, *state.canvas.shape)
-  yield state
+  yield state, None
   while bool(more_blocks(state, options, context)):
     state, cache, logits = _open_step(params, state, cache, setting, first=int(state.block) < 0, **static)
     if logits is None:
-      yield state  # with the first token that the committing pass wrote
+      yield state, None  # with the first token that the committing pass wrote
     while bool(open_masks(state, options, context).any()):
       if logits is None:
         logits, cache = _denoise_step(params, state, cache, **static)
-      state, logits = _commit_step(state, logits, setting, options, context), None
-      yield state
+      (state, stats), logits = _commit_step(state, logits, setting, options, context), None
+      yield state, stats
     state = close_block(state, setting, options)
 
 
@@ -144,11 +145,11 @@ def _decode_loop(params, state, setting, *, config, options, context) -> BlockSt
 
   def enter(carry: Carry, first: bool) -> Carry:
     state, cache, logits = open_block(params, *carry, setting, first=first, **static)
-    return (state if logits is None else commit(state, logits, setting, options, context)), cache
+    return (state if logits is None else commit(state, logits, setting, options, context)[0]), cache
 
   def step(carry: Carry) -> Carry:
     logits, cache = _denoise_pass(params, *carry, **static)
-    return commit(carry[0], logits, setting, options, context), cache
+    return commit(carry[0], logits, setting, options, context)[0], cache
 
   def finish_block(carry: Carry) -> Carry:
     state, cache = jax.lax.while_loop(lambda carry: open_masks(carry[0], options, context).any(), step, carry)

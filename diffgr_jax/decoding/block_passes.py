@@ -20,8 +20,9 @@ from diffgr_jax.decoding.block_state import (
   span_layout,
 )
 from diffgr_jax.decoding.denoiser import log_probabilities
-from diffgr_jax.decoding.policies import Budget, commit_together
-from diffgr_jax.decoding.sampling import filtered, token_scores
+from diffgr_jax.decoding.policies import Budget, Stats, commit_together, rank_positions
+from diffgr_jax.decoding.remasking import standing_confidence
+from diffgr_jax.decoding.sampling import draw_tokens, filtered
 from diffgr_jax.models import inference
 from diffgr_jax.models.cache import KVCache
 from diffgr_jax.models.config import TransformerConfig
@@ -116,29 +117,40 @@ def block_logits(
 
 def commit(
   state: BlockState, logits: Float[Array, "B L V"], setting: Setting, options: BlockOptions, context: int
-) -> BlockState:
-  """Lets the policy choose, and writes its choice. Rows without an open mask stay as they are."""
+) -> tuple[BlockState, Stats]:
+  """Lets the policy choose, writes its choice, and reopens what has become doubtful.
+
+  Rows without an open mask stay as they are.
+
+  Returns:
+    The next state, and the statistics of the block that the policy saw.
+  """
   masked = open_masks(state, options, context)
-  candidates = masked
+  here = jnp.ones(masked.shape, bool)
   if options.sub_block:
     place = jnp.arange(options.block_size)[None] // options.sub_block
-    candidates = masked & (place == current_sub_block(masked, options)[:, None])
+    here = place == current_sub_block(masked, options)[:, None]
+  candidates = masked & here
   log_probs = log_probabilities(logits, setting.banned)
   place_keys, token_keys = pass_keys(state)
-  scores = token_scores(log_probs, setting.sampling, token_keys)
+  tokens = draw_tokens(logits, setting.banned, setting.sampling, token_keys)
   judged = filtered(log_probs, setting.sampling) if options.judge == "filtered" else log_probs
 
   count = candidates.sum(axis=-1)
   total = jnp.where(state.block_step == 0, masked.sum(axis=-1), state.block_masks)
   step = jnp.broadcast_to(state.block_step, count.shape)
+  offset = context + state.block * options.block_size
+  old = jax.tree.map(
+    lambda x: span(x, offset, options.block_size), (state.canvas, state.step_map, state.confidence, state.reopened)
+  )
+  standing, reopenable = _doubtful(judged, old, here & ~masked, options)
   budget = Budget(
     quota=options.schedule.quota(count, total, step, setting.steps),
     floor=jnp.where(step >= setting.steps - 1, count, 0),
-    spare=jnp.zeros_like(count),
+    spare=jnp.minimum(options.remask, reopenable.sum(axis=-1)),
   )
-  commits, _ = commit_together(judged, scores, candidates, place_keys, budget, options.policy)
+  commits, stats = commit_together(judged, tokens, candidates, place_keys, budget, options.policy)
 
-  offset = context + state.block * options.block_size
   put = functools.partial(put_span, offset=offset, where=commits.chosen)
   state = replace(
     state,
@@ -149,7 +161,36 @@ def commit(
     block_step=state.block_step + 1,
     block_masks=total,
   )
-  return end_rows(state, setting, options)
+  if options.remask:
+    weakest_first = rank_positions(-standing, among=reopenable)
+    back = reopenable & (weakest_first < commits.extra[:, None])
+    state = _reopen(state, back, offset, options.mask_id)
+  return end_rows(state, setting, options), stats
+
+
+def _doubtful(
+  log_probs: Float[Array, "B L V"], block: tuple[Array, ...], filled: Bool[Array, "B L"], options: BlockOptions
+) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
+  """How sure each token of the block still is, and which ones may go back to MASK: none that was given.
+
+  `block` is the block's canvas, step map, confidence and count of reopenings.
+  """
+  tokens, step_map, confidence, reopened = block
+  standing, doubtful = standing_confidence(log_probs, tokens, confidence, options.remask_by)
+  return standing, filled & (step_map >= 0) & (reopened < options.max_reopen) & doubtful
+
+
+def _reopen(state: BlockState, back: Bool[Array, "B L"], offset: Int[Array, ""], mask_id: int) -> BlockState:
+  """Takes positions of the block back to MASK."""
+  put = functools.partial(put_span, offset=offset, where=back)
+  count = span(state.reopened, offset, back.shape[1]) + 1
+  return replace(
+    state,
+    canvas=put(state.canvas, jnp.full(back.shape, mask_id)),
+    step_map=put(state.step_map, jnp.full(back.shape, -1)),
+    confidence=put(state.confidence, jnp.zeros(back.shape)),
+    reopened=put(state.reopened, count),
+  )
 
 
 def _write_first_token(
@@ -162,9 +203,10 @@ def _write_first_token(
 ) -> BlockState:
   """Fast-dLLM v2: the last logit of the committing pass gives the next block its first token, where it has none."""
   offset = context + state.block * options.block_size
-  log_probs = log_probabilities(inference.logits(config, params, state.clean[:, None]), setting.banned)
+  logits = inference.logits(config, params, state.clean[:, None])
+  log_probs = log_probabilities(logits, setting.banned)
   token_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(pass_keys(state)[1])
-  token = jnp.argmax(token_scores(log_probs, setting.sampling, token_keys), axis=-1)
+  token = draw_tokens(logits, setting.banned, setting.sampling, token_keys)
   confidence = jnp.exp(jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0])
   empty = open_masks(state, options, context)[:, :1] & (state.first < offset)[:, None]
   put = functools.partial(put_span, offset=offset, where=empty)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from diffgr_jax.decoding.policies import Policy
+from diffgr_jax.decoding.remasking import check_remasking
 from diffgr_jax.decoding.sampling import Sampling, make_sampling
 from diffgr_jax.decoding.schedules import EVEN, Schedule
 from diffgr_jax.decoding.stopping import after_stop, first_stop, stop_ends, stop_table
@@ -40,6 +41,9 @@ class BlockOptions:
   shifted_first: str = "clean"  # clean | noisy: where a shifted model reads the first position of a block
   window: str = "exact"  # exact | sub_block: approximate, recomputes only the current sub-block against stale keys
   stop_check: str = "step"  # step: a row ends as soon as nothing before its stop is open | block: when a block is done
+  remask: int = 0  # tokens taken back to MASK after a pass, at most (remasking.py); inside the block or sub-block
+  max_reopen: int = 1  # times that one position may be taken back
+  remask_by: str = "commit"  # commit: its probability when it was committed | current: what the model gives it now
   judge: str = "model"  # model: policies see the model's distribution | filtered: the one that tokens are drawn from
 
   def __post_init__(self):
@@ -52,6 +56,12 @@ class BlockOptions:
       raise ValueError(f"BlockOptions.sub_block is {self.sub_block}; it must divide block_size {self.block_size}")
     if self.window == "sub_block" and not self.sub_block:
       raise ValueError("BlockOptions.window 'sub_block' needs BlockOptions.sub_block")
+    check_remasking("BlockOptions", self.remask, self.max_reopen, self.remask_by)
+    if self.remask and (self.window, self.shifted_first) != ("exact", "clean"):
+      raise ValueError(
+        f"BlockOptions.remask reads every position of a block anew: it needs window 'exact' (not {self.window!r}) and"
+        f" shifted_first 'clean' (not {self.shifted_first!r})"
+      )
 
 
 @struct.dataclass
@@ -61,6 +71,7 @@ class BlockState:
   canvas: Int[Array, "B T"]
   step_map: Int[Array, "B T"]  # forward pass of the row that committed a position; -1: given, or not yet
   confidence: Float[Array, "B T"]  # probability of the token when it was committed; given: 1, not yet: 0
+  reopened: Int[Array, "B T"]  # how often a position went back to MASK
   forwards: Int[Array, "B"]  # denoising passes that each row took part in
   ended: Bool[Array, "B"]  # frozen: stopped, or nothing left to fill
   block: Int[Array, ""]  # which block is being decoded; -1: none yet
@@ -186,6 +197,7 @@ def prepare(
     canvas=jnp.asarray(canvas),
     step_map=jnp.full(canvas.shape, -1, jnp.int32),
     confidence=jnp.asarray(canvas != options.mask_id, jnp.float32),
+    reopened=jnp.zeros(canvas.shape, jnp.int32),
     forwards=jnp.zeros(rows, jnp.int32),
     ended=jnp.zeros(rows, bool),
     block=jnp.int32(-1),

@@ -11,10 +11,8 @@ One jitted step serves the `lax.while_loop` decoder and its step-by-step twin. A
 and the step number only, so it decodes to the same tokens in any batch. The last step of the budget commits all that
 is left, so a canvas is always finished within T steps.
 
-Remasking. After a step, the `remask` least confident tokens of EARLIER steps go back to MASK, and the step commits one
-more position for each of them. The number of MASKs after each step is therefore what it would be without remasking,
-and decoding ends as early; at the last step nothing is left to pay with, and nothing is reopened. No position is
-reopened more than `max_reopen` times.
+Remasking. After a step, up to `remask` doubtful tokens of EARLIER steps go back to MASK, and the step commits one more
+position for each of them (remasking.py): decoding ends as early as without.
 
 Semi-autoregressive blocks. With `block_length`, a row commits only inside the leftmost block of that length which has
 MASKs, and each block has an equal share of the steps. The block is a schedule, not an attention pattern: every pass
@@ -35,7 +33,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from diffgr_jax.decoding.constraint import commit_in_turn, possible_documents
 from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
 from diffgr_jax.decoding.policies import Budget, Policy, Stats, commit_together, rank_positions
-from diffgr_jax.decoding.sampling import make_sampling, token_scores
+from diffgr_jax.decoding.remasking import check_remasking, standing_confidence
+from diffgr_jax.decoding.sampling import Sampling, draw_tokens, make_sampling, token_scores
 from diffgr_jax.decoding.schedules import EVEN, Schedule
 
 
@@ -47,6 +46,7 @@ class DecodeOptions:
   mask_id: int
   remask: int = 0  # tokens taken back to MASK after a step, at most
   max_reopen: int = 1  # times that one position may be taken back
+  remask_by: str = "commit"  # commit: its probability when it was committed | current: what the model gives it now
   finish_when_unique: bool = True  # constrained: once one DocID is left, commit the rest of it and reopen nothing
   schedule: Schedule = EVEN
   block_length: int = 0  # commit only inside the leftmost block of this length that has MASKs; 0: anywhere
@@ -56,10 +56,7 @@ class DecodeOptions:
       raise ValueError(
         f"DecodeOptions.policy is {self.policy!r}; it must have the methods priority and takes (see policies.py)"
       )
-    if self.remask < 0:
-      raise ValueError(f"DecodeOptions.remask is {self.remask}; it must be 0 (no remasking) or more")
-    if self.max_reopen < 1:
-      raise ValueError(f"DecodeOptions.max_reopen is {self.max_reopen}; it must be 1 or more (remask=0 turns it off)")
+    check_remasking("DecodeOptions", self.remask, self.max_reopen, self.remask_by)
     if self.block_length < 0:
       raise ValueError(f"DecodeOptions.block_length is {self.block_length}; it must be 0 (no blocks) or more")
 
@@ -121,7 +118,7 @@ def denoise_step(
   banned: Bool[Array, "V"],
   codes: Int[Array, "N L"] | None,
   steps: Int[Array, ""],
-  temperature: Float[Array, ""],
+  sampling: Sampling,
   *,
   denoise: Denoiser,
   options: DecodeOptions,
@@ -135,35 +132,51 @@ def denoise_step(
     banned: tokens that are never produced; MASK is one of them in any case.
     codes: the DocID index, to constrain decoding to it, or None.
     steps: the whole budget T, in forward passes; `state.step` of them are spent.
-    temperature: 0 takes the most likely token, above 0 samples.
+    sampling: temperature, top-k and top-p.
     denoise: the model.
     options: the rest.
 
   Returns:
     The next state, and the statistics that the policy saw at the start of this step.
   """
+  logits = denoise(params, prompt, state.canvas)
+  return commit_step(state, logits, banned, codes, steps, sampling, options=options)
+
+
+def commit_step(
+  state: DecodeState,
+  logits: Float[Array, "B L V"],
+  banned: Bool[Array, "V"],
+  codes: Int[Array, "N L"] | None,
+  steps: Int[Array, ""],
+  sampling: Sampling,
+  *,
+  options: DecodeOptions,
+) -> tuple[DecodeState, Stats]:
+  """Runs what follows the forward pass of a step: the choice of tokens, the policy's choice, remasking."""
   masked = state.canvas == options.mask_id
   banned = banned.at[options.mask_id].set(True)
-  log_probs = log_probabilities(denoise(params, prompt, state.canvas), banned)
+  log_probs = log_probabilities(logits, banned)
   place_keys, token_keys = _step_keys(state)
-  scores = token_scores(log_probs, replace(make_sampling(), temperature=temperature), token_keys)
 
-  state, here, block_steps = _enter_block(state, masked, steps, options.block_length)
+  state, here, block_steps = enter_block(state, masked, steps, options.block_length)
   masked = masked & here
   masked_count = masked.sum(axis=-1)
-  reopenable = (state.step_map >= 0) & ~masked & (state.reopened < options.max_reopen) & here
+  standing, doubtful = standing_confidence(log_probs, state.canvas, state.confidence, options.remask_by)
+  reopenable = (state.step_map >= 0) & ~masked & (state.reopened < options.max_reopen) & here & doubtful
   budget = Budget(
     quota=options.schedule.quota(masked_count, state.block_masks, state.block_step, block_steps),
     floor=jnp.where(block_steps - state.block_step <= 1, masked_count, 0),
     spare=jnp.minimum(options.remask, reopenable.sum(axis=-1)),
   )
   if codes is None or state.alive is None:
-    commits, stats = commit_together(log_probs, scores, masked, place_keys, budget, options.policy)
+    tokens = draw_tokens(logits, banned, sampling, token_keys)
+    commits, stats = commit_together(log_probs, tokens, masked, place_keys, budget, options.policy)
     alive = None
   else:
     commits, alive, stats = commit_in_turn(
       log_probs,
-      scores,
+      token_scores(log_probs, sampling, token_keys),
       state.canvas,
       state.alive,
       place_keys,
@@ -184,7 +197,7 @@ def denoise_step(
     alive=alive,
   )
   if options.remask:
-    weakest_first = rank_positions(-state.confidence, among=reopenable)
+    weakest_first = rank_positions(-standing, among=reopenable)
     state = _reopen(state, reopenable & (weakest_first < commits.extra[:, None]), options.mask_id)
     if codes is not None:
       state = replace(state, alive=possible_documents(state.canvas, codes, banned, options.mask_id))
@@ -202,6 +215,8 @@ def decode_canvas(
   options: DecodeOptions,
   steps: int | Int[ArrayLike, ""],
   temperature: float | Float[ArrayLike, ""] = 0.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
   codes: Int[ArrayLike, "N L"] | None = None,
 ) -> DecodeState:
   """Denoises until no row has a MASK, in at most `steps` forward passes, without leaving the device.
@@ -216,6 +231,7 @@ def decode_canvas(
     options: policy, MASK, remasking.
     steps: the budget T in forward passes; another T compiles nothing anew. Rows may finish earlier.
     temperature: 0 takes the most likely token; above 0 samples from the model's distribution at that temperature.
+    top_k, top_p: what sampling is cut to (`sampling.py`); 0 and 1 cut nothing.
     codes: the DocID index; when given, every canvas ends as one of its rows. A row whose given positions agree with no
       document keeps its MASKs, and has no document alive.
 
@@ -226,7 +242,7 @@ def decode_canvas(
     ValueError: shapes that do not fit, fewer than one step, steps that the blocks do not divide, a temperature below 0,
       or a constraint with blocks or a policy that cannot serve it.
   """
-  inputs = _check(prompt, canvas, row_seeds, banned, codes, steps, temperature, options)
+  inputs = check_inputs(prompt, canvas, row_seeds, banned, codes, steps, (temperature, top_k, top_p), options)
   return _decode_loop(params, *inputs, denoise=denoise, options=options)
 
 
@@ -241,6 +257,8 @@ def decode_canvas_steps(
   options: DecodeOptions,
   steps: int,
   temperature: float = 0.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
   codes: Int[ArrayLike, "N L"] | None = None,
 ) -> Iterator[tuple[DecodeState, Stats | None]]:
   """The same decoder, one Python step at a time, for notebooks, streaming and traces.
@@ -250,25 +268,25 @@ def decode_canvas_steps(
   Yields:
     The state before the first step (with None), then every state with the statistics that led to it.
   """
-  prompt, canvas, row_seeds, banned, codes, budget, heat = _check(
-    prompt, canvas, row_seeds, banned, codes, steps, temperature, options
+  prompt, canvas, row_seeds, banned, codes, budget, sampling = check_inputs(
+    prompt, canvas, row_seeds, banned, codes, steps, (temperature, top_k, top_p), options
   )
   state = init_state(canvas, row_seeds, banned, codes, options.mask_id)
   yield state, None
   while int(state.step) < steps and bool(unfinished_rows(state, options.mask_id).any()):
-    state, stats = denoise_step(params, prompt, state, banned, codes, budget, heat, denoise=denoise, options=options)
+    state, stats = denoise_step(
+      params, prompt, state, banned, codes, budget, sampling, denoise=denoise, options=options
+    )
     yield state, stats
 
 
 @functools.partial(jax.jit, static_argnames=("denoise", "options"))
-def _decode_loop(
-  params, prompt, canvas, row_seeds, banned, codes, steps, temperature, *, denoise, options
-) -> DecodeState:
+def _decode_loop(params, prompt, canvas, row_seeds, banned, codes, steps, sampling, *, denoise, options) -> DecodeState:
   def more(state: DecodeState) -> Bool[Array, ""]:
     return (state.step < steps) & unfinished_rows(state, options.mask_id).any()
 
   def body(state: DecodeState) -> DecodeState:
-    state, _ = denoise_step(params, prompt, state, banned, codes, steps, temperature, denoise=denoise, options=options)
+    state, _ = denoise_step(params, prompt, state, banned, codes, steps, sampling, denoise=denoise, options=options)
     return state
 
   return jax.lax.while_loop(more, body, init_state(canvas, row_seeds, banned, codes, options.mask_id))
@@ -280,7 +298,7 @@ def _step_keys(state: DecodeState) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
   return keys[:, 0], keys[:, 1]
 
 
-def _enter_block(
+def enter_block(
   state: DecodeState, masked: Bool[Array, "B L"], steps: Int[Array, ""], block_length: int
 ) -> tuple[DecodeState, Bool[Array, "B L"], Int[Array, ""]]:
   """Finds each row's block: the state with its counters, the positions of the block, and the steps that it may take."""
@@ -310,7 +328,7 @@ def _reopen(state: DecodeState, back: Bool[Array, "B L"], mask_id: int) -> Decod
   )
 
 
-def _check(prompt, canvas, row_seeds, banned, codes, steps, temperature, options):
+def check_inputs(prompt, canvas, row_seeds, banned, codes, steps, sampling, options):
   """Checks what can be checked before anything is compiled, and moves the inputs to the device."""
   if len(prompt) != len(canvas) or len(row_seeds) != len(canvas):
     raise ValueError(
@@ -328,8 +346,11 @@ def _check(prompt, canvas, row_seeds, banned, codes, steps, temperature, options
       f"constrained decoding commits position after position over the whole canvas; it takes neither block_length "
       f"{options.block_length} nor a policy that judges a row as a whole ({options.policy})"
     )
-  if not isinstance(temperature, jax.Array) and not temperature >= 0:
-    raise ValueError(f"temperature is {temperature}; it must be 0 (most likely token) or more")
+  temperature, top_k, top_p = sampling
+  if isinstance(temperature, jax.Array):  # perhaps traced
+    sampling = replace(make_sampling(0.0, top_k, top_p), temperature=temperature.astype(jnp.float32))
+  else:
+    sampling = make_sampling(temperature, top_k, top_p)
   to_int = functools.partial(jnp.asarray, dtype=jnp.int32)
   return (
     to_int(prompt),
@@ -338,5 +359,5 @@ def _check(prompt, canvas, row_seeds, banned, codes, steps, temperature, options
     jnp.asarray(banned, bool),
     None if codes is None else to_int(codes),
     to_int(steps),
-    jnp.asarray(temperature, jnp.float32),
+    sampling,
   )

@@ -52,7 +52,11 @@ def banned_tokens(padded_size: int, size: int, never: Iterable[int]) -> Bool[Arr
   return (jnp.arange(padded_size) >= size).at[never].set(True)
 
 
+def allowed_logits(logits: Float[Array, "B L V"], banned: Bool[Array, "V"]) -> Float[Array, "B L V"]:
+  """Logits in float32, -inf for banned tokens."""
+  return jnp.where(banned[None, None], -jnp.inf, jnp.maximum(logits.astype(jnp.float32), LOWEST_LOGIT))
+
+
 def log_probabilities(logits: Float[Array, "B L V"], banned: Bool[Array, "V"]) -> Float[Array, "B L V"]:
   """Normalises logits in float32 over the tokens that are not banned; banned tokens get -inf."""
-  logits = jnp.maximum(logits.astype(jnp.float32), LOWEST_LOGIT)
-  return jax.nn.log_softmax(jnp.where(banned[None, None], -jnp.inf, logits), axis=-1)
+  return jax.nn.log_softmax(allowed_logits(logits, banned), axis=-1)

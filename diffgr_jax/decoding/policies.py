@@ -246,12 +246,11 @@ def make_policy(name: str, threshold: float) -> Policy:
 
 def position_stats(log_probs: Float[Array, "B L V"]) -> Stats:
   """Computes what policies look at. Tokens at -inf count as absent; a position with one token left has entropy 0."""
-  probs = jnp.exp(log_probs)
   best = jnp.argmax(log_probs, axis=-1, keepdims=True)
-  confidence = probs.max(axis=-1)
-  is_best = jax.lax.broadcasted_iota(best.dtype, probs.shape, 2) == best
-  second = jnp.where(is_best, 0.0, probs).max(axis=-1)
-  entropy = -jnp.where(probs > 0, probs * log_probs, 0.0).sum(axis=-1)
+  confidence = jnp.exp(log_probs.max(axis=-1))
+  is_best = jax.lax.broadcasted_iota(best.dtype, log_probs.shape, 2) == best
+  second = jnp.exp(jnp.where(is_best, -jnp.inf, log_probs).max(axis=-1))
+  entropy = -jnp.where(log_probs > -jnp.inf, jnp.exp(log_probs) * log_probs, 0.0).sum(axis=-1)
   return Stats(confidence, confidence - second, entropy)
 
 
@@ -273,17 +272,17 @@ def rank_positions(priority: Float[Array, "B L"], among: Bool[Array, "B L"]) -> 
 
 def commit_together(
   log_probs: Float[Array, "B L V"],
-  scores: Float[Array, "B L V"],
+  tokens: Int[Array, "B L"],
   masked: Bool[Array, "B L"],
   row_keys: Key[Array, "B"],
   budget: Budget,
   policy: Policy,
 ) -> tuple[Commits, Stats]:
-  """Commits every position that the policy takes at once, each with the token of highest score.
+  """Commits every position that the policy takes at once, each with its token.
 
   Args:
     log_probs: the model's distribution over the tokens that are not banned (-inf: banned).
-    scores: what the token is chosen by: `log_probs`, or the same with temperature and Gumbel noise.
+    tokens: what to write (`sampling.draw_tokens`).
     masked: positions that hold MASK.
     row_keys: one key a row, for policies that draw.
     budget: quota, floor and spare of each row.
@@ -298,6 +297,5 @@ def commit_together(
   taken = policy.takes(priority, rank, budget.quota[:, None]) | (rank < budget.floor[:, None])
   base = jnp.sum(taken & masked, axis=-1)
   extra = jnp.minimum(budget.spare, masked.sum(axis=-1) - base)
-  tokens = jnp.argmax(scores, axis=-1)
   confidence = jnp.exp(jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0])
   return Commits(masked & (rank < (base + extra)[:, None]), tokens, confidence, extra), stats

@@ -10,7 +10,9 @@ Every row draws from its own key, so that its tokens depend on its seed and on n
 from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from diffgr_jax.decoding.denoiser import allowed_logits, log_probabilities
 
 
 @struct.dataclass
@@ -69,3 +71,17 @@ def token_scores(
     return filtered(log_probs, sampling) + noise
 
   return jax.lax.cond(sampling.temperature > 0, sample, lambda: log_probs)
+
+
+def draw_tokens(
+  logits: Float[Array, "B L V"], banned: Bool[Array, "V"], sampling: Sampling, row_keys: Key[Array, "B"]
+) -> Int[Array, "B L"]:
+  """The tokens of highest `token_scores`, without writing scores of the whole vocabulary down when nothing is drawn."""
+
+  def sample() -> Int[Array, "B L"]:
+    return jnp.argmax(token_scores(log_probabilities(logits, banned), sampling, row_keys), axis=-1)
+
+  def most_likely() -> Int[Array, "B L"]:
+    return jnp.argmax(allowed_logits(logits, banned), axis=-1)
+
+  return jax.lax.cond(sampling.temperature > 0, sample, most_likely).astype(jnp.int32)

@@ -136,7 +136,7 @@ def _run_blocks(
     blocks=up(blocks, 3 if size == 8 else 5),
     **how,
   )
-  states = list(states)
+  states = [state for state, _ in states]
   begin, width = int(states[0].first[0]), tokens.shape[1] // size * size + blocks * size
   return states, np.concatenate([np.asarray(state.canvas)[:, begin : begin + width] for state in states])
 

@@ -23,6 +23,8 @@ from diffgr_jax.models.cache import KVCache, put, put_layout
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params
 
+_FEATURES_FIRST_TO = 32  # tokens; above it, turning their logits around costs more than it saves (measured on a CPU)
+
 DecodingParams = dict[str, Any]  # Params with "blocks" as a tuple of layers, and kernels as [out, in]
 
 
@@ -110,12 +112,16 @@ def logits(config: TransformerConfig, params: DecodingParams, hidden: Float[Arra
     mlm = params["mlm"]
     x = _norm(config, mlm["norm"], jax.nn.gelu(_linear(config, mlm["dense"], x), approximate=False))
     bias = mlm["bias"]
-  table = params["embed" if config.tie_embeddings else "unembed"]["embedding"]
-  out = jnp.einsum("vd,dm->vm", table.astype(x.dtype), x, preferred_element_type=jnp.float32)
+  matrix = params["embed" if config.tie_embeddings else "unembed"]["embedding"]
+  how = dict(preferred_element_type=jnp.float32)
+  # The barriers keep XLA from folding a transposition into the product, which then takes up to ten times as long.
+  if batch * length > _FEATURES_FIRST_TO:
+    out = jnp.einsum("md,vd->mv", jax.lax.optimization_barrier(x.T), matrix.astype(x.dtype), **how)
+  else:
+    out = jax.lax.optimization_barrier(jnp.einsum("vd,dm->vm", matrix.astype(x.dtype), x, **how)).T
   if bias is not None:
-    out = out + bias.astype(jnp.float32)[:, None]
-  # Without the barrier XLA folds the transposition into the product, which then takes up to ten times as long on a CPU.
-  return jax.lax.optimization_barrier(out).T.reshape(batch, length, -1)
+    out = out + bias.astype(jnp.float32)[None]
+  return out.reshape(batch, length, -1)
 
 
 # --- parts; x is [features, tokens], tokens row after row ---

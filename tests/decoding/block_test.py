@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +146,7 @@ def test_loop_and_steps_agree_and_rows_are_independent(model, alignment, shifted
   whole = decode(model, lengths, options, alignment, **how)
   tokens, valid = model.prompts(lengths)
   config = configured(model, alignment)
-  *_, last = decode_blocks_steps(
+  *_, (last, _) = decode_blocks_steps(
     model.params(), tokens, valid, np.arange(3), model.banned, config=config, options=options, **how
   )
   for row in range(3):
@@ -160,6 +161,59 @@ def test_loop_and_steps_agree_and_rows_are_independent(model, alignment, shifted
   for company, lonely in zip(row_of(whole, 1)[:2], row_of(alone, 0)[:2], strict=True):
     np.testing.assert_array_equal(company[:width], lonely)
   assert int(alone.forwards[0]) == int(whole.forwards[1])
+
+
+def seen_probabilities(model, row, state, size):
+  """Uncached: what the model gives every token of the current block of a row, in float64."""
+  tokens, begin = row_of(state, row)[0], 8 - int(state.first[row]) + int(state.block) * size
+  logits = np.asarray(
+    uncached(model.params(), jnp.asarray(tokens[: begin + size])[None], model.config, size), np.float64
+  )
+  logits = logits[0, begin:, :22]
+  probs = np.exp(logits - logits.max(-1, keepdims=True))
+  return probs / probs.sum(-1, keepdims=True), np.arange(begin, begin + size)
+
+
+@pytest.mark.parametrize("remask_by", ["commit", "current"])
+def test_remasking_reopens_the_most_doubtful_and_ends_within_the_steps(model, remask_by):
+  options = BlockOptions(4, Random(), model.mask, remask=2, remask_by=remask_by)
+  how = dict(max_new_tokens=11, steps=3, context=8, blocks=4)
+  lengths = [9, 2, 4]
+  whole = decode(model, lengths, options, **how)
+  tokens, valid = model.prompts(lengths)
+  steps = decode_blocks_steps(
+    model.params(), tokens, valid, np.arange(3), model.banned, config=model.config, options=options, **how
+  )
+  states = [state for state, _ in steps]
+  reopenings = 0
+  for before, after in itertools.pairwise(states):
+    for row in range(3):
+      if int(before.block) != int(after.block) or int(before.block) < 0:
+        continue
+      (old, step_map, committed), new = row_of(before, row), row_of(after, row)[0]
+      back = np.flatnonzero((old != model.mask) & (new == model.mask))
+      probs, own = seen_probabilities(model, row, before, 4)
+      now = committed[own]
+      may = (step_map[own] >= 0) & (np.asarray(before.reopened)[row, int(before.first[row]) :][own] == 0)
+      if remask_by == "current":
+        now = probs[np.arange(4), np.minimum(old[own], 21)]
+        may &= now < committed[own]
+      order = own[np.argsort(np.where(may, now, np.inf), kind="stable")]
+      assert set(back) == set(order[: len(back)])
+      assert len(back) <= may.sum()
+      reopenings += len(back)
+  assert reopenings > 3
+  for ours, twin in zip(jax.tree.leaves(row_of(whole, 0)), jax.tree.leaves(row_of(states[-1], 0)), strict=True):
+    np.testing.assert_allclose(ours, twin, rtol=1e-6)
+  _, counts = answers(whole, 11, mask_id=model.mask, pad_id=0)
+  np.testing.assert_array_equal(counts, [11, 11, 11])
+  assert int(whole.forwards.max()) <= 3 * 4
+  assert int(whole.reopened.max()) == 1
+  alone = decode_blocks(
+    model.params(), tokens[1:2], valid[1:2], np.array([1]), model.banned, config=model.config, options=options, **how
+  )
+  for company, lonely in zip(row_of(whole, 1)[:2], row_of(alone, 0)[:2], strict=True):
+    np.testing.assert_array_equal(company, lonely)
 
 
 def test_another_prompt_length_budget_or_sampling_compiles_nothing_anew(model):
@@ -192,6 +246,8 @@ def test_wrong_options_are_named(model):
     (dict(sub_block=3), "must divide block_size 4"),
     (dict(window="sub_block"), "needs BlockOptions.sub_block"),
     (dict(shifted_first="dirty"), "shifted_first is one of clean, noisy"),
+    (dict(remask=-1), "BlockOptions.remask is -1"),
+    (dict(remask=1, shifted_first="noisy"), "needs window 'exact'"),
   ):
     with pytest.raises(ValueError, match=message):
       BlockOptions(**{"block_size": 4, "policy": Confidence(), "mask_id": 23, **change})

@@ -153,6 +153,32 @@ def test_remasking_reopens_the_least_confident_of_the_earlier_steps(toy):
   assert reopenings > 3
 
 
+def test_remasking_by_current_confidence_reopens_what_has_fallen_most(toy):
+  reopenings, spared = 0, 0
+  for seed in range(3):
+    inputs, spec = settings(toy, Random(), remask=2, remask_by="current", seed=seed)
+    params, prompt, _, _, banned = inputs
+    states = [state for state, _ in decode_canvas_steps(*inputs, steps=5, **spec)]
+    same(decode_canvas(*inputs, steps=5, **spec), states[-1])
+    assert len(states) == 6
+    assert not (states[-1].canvas == toy.mask).any()
+    for before, after in itertools.pairwise(states):
+      logits = np.asarray(toy.denoise(params, prompt, before.canvas), np.float64)
+      logits[..., banned | (np.arange(toy.vocab) == toy.mask)] = -np.inf
+      probs = np.exp(logits - logits.max(-1, keepdims=True))
+      probs /= probs.sum(-1, keepdims=True)
+      now = np.take_along_axis(probs, np.asarray(before.canvas)[..., None], -1)[..., 0]
+      may = np.asarray((before.step_map >= 0) & (before.reopened == 0)) & (now < np.asarray(before.confidence))
+      back = np.asarray((before.canvas != toy.mask) & (after.canvas == toy.mask))
+      for b in range(len(back)):
+        order = np.argsort(np.where(may[b], now[b], np.inf), kind="stable")
+        assert set(np.flatnonzero(back[b])) == set(order[: back[b].sum()])
+        assert back[b].sum() <= may[b].sum()
+        spared += int((np.asarray(before.step_map)[b] >= 0).sum() - may[b].sum())
+      reopenings += int(back.sum())
+  assert reopenings > 5 < spared
+
+
 def test_threshold_with_remasking_ends(toy):
   inputs, spec = settings(toy, Threshold(0.4), remask=2)
   state = decode_canvas(toy.params(0, scale=0.2), *inputs[1:], steps=100, **spec)
@@ -218,6 +244,8 @@ def test_wrong_arguments_say_what_would_be_right(toy):
     DecodeOptions(Confidence(), toy.mask, remask=-1)
   with pytest.raises(ValueError, match=r"DecodeOptions\.max_reopen is 0; it must be 1"):
     DecodeOptions(Confidence(), toy.mask, max_reopen=0)
+  with pytest.raises(ValueError, match=r"DecodeOptions\.remask_by is one of commit, current, not 'now'"):
+    DecodeOptions(Confidence(), toy.mask, remask_by="now")
   inputs, spec = settings(toy, Confidence())
   with pytest.raises(ValueError, match="steps is 0; decoding needs at least 1"):
     decode_canvas(*inputs, steps=0, **spec)

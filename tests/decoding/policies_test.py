@@ -70,7 +70,7 @@ def test_choice_against_numpy(policy):
     masked, quota = rng.random((B, L)) < 0.6, rng.integers(0, 4, B)
     commits, _ = policies.commit_together(
       jnp.asarray(log_probs, jnp.float32),
-      jnp.asarray(log_probs, jnp.float32),
+      jnp.asarray(log_probs, jnp.float32).argmax(axis=-1),
       jnp.asarray(masked),
       row_keys(range(B)),
       budget(quota),
@@ -95,7 +95,12 @@ def test_floor_and_spare_commit_more_but_never_more_than_is_masked():
   masked = jnp.arange(L)[None] < jnp.array([[0], [2], [3], [7], [7]])
   floor, spare = jnp.array([0, 2, 0, 0, 5]), jnp.array([2, 2, 9, 2, 1])
   commits, _ = policies.commit_together(
-    log_probs, log_probs, masked, row_keys(range(B)), budget([0, 1, 1, 1, 1], floor, spare), Confidence()
+    log_probs,
+    log_probs.argmax(axis=-1),
+    masked,
+    row_keys(range(B)),
+    budget([0, 1, 1, 1, 1], floor, spare),
+    Confidence(),
   )
   assert commits.chosen.sum(-1).tolist() == [0, 2, 3, 3, 6]
   assert commits.extra.tolist() == [0, 0, 2, 2, 1]
@@ -139,7 +144,12 @@ def test_a_policy_of_the_users_own():
   assert isinstance(LeftToRight(), policies.Policy)
   log_probs = jnp.asarray(random_log_probs(1), jnp.float32)
   commits, _ = policies.commit_together(
-    log_probs, log_probs, jnp.ones((B, L), bool), row_keys(range(B)), budget([0, 1, 2, 3, 4]), LeftToRight()
+    log_probs,
+    log_probs.argmax(axis=-1),
+    jnp.ones((B, L), bool),
+    row_keys(range(B)),
+    budget([0, 1, 2, 3, 4]),
+    LeftToRight(),
   )
   assert (commits.chosen == (jnp.arange(L)[None] < jnp.arange(B)[:, None])).all()
 
@@ -184,7 +194,7 @@ def test_rules_over_a_row_against_numpy(policy):
     masked, quota = rng.random((B, L)) < 0.7, rng.integers(1, 4, B)
     values = jnp.asarray(log_probs, jnp.float32)
     commits, _ = policies.commit_together(
-      values, values, jnp.asarray(masked), row_keys(range(B)), budget(quota), policy
+      values, values.argmax(axis=-1), jnp.asarray(masked), row_keys(range(B)), budget(quota), policy
     )
     for b in range(B):
       probs = {i: np.exp(log_probs[b, i]) for i in np.flatnonzero(masked[b])}
