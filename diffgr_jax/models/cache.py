@@ -5,7 +5,7 @@
     row 1       p  q  r  s  t  u              position counts valid tokens only, whatever the padding
 
 A pass (`inference.extend`) writes the keys of its tokens and then reads all slots. Slots are written again where tokens
-still change: a block being denoised is replaced at each of its passes, and stands once a pass was over its final tokens.
+still change: a block being denoised is replaced at each pass, and stands once a pass was over its final tokens.
 The cache is exact for causal and block_causal attention: no token there depends on one that comes later.
 """
 

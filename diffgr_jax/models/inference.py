@@ -135,7 +135,7 @@ def _linear(config: TransformerConfig, weights: Params, x: Float[Array, "I M"]) 
 
 def _norm(config: TransformerConfig, weights: Params, x: Array, axis: int = 0) -> Array:
   """RMSNorm or LayerNorm (the one that has a bias) over one axis, statistics in float32."""
-  along = lambda weight: weight.astype(jnp.float32).reshape((-1,) + (1,) * (x.ndim - axis - 1))
+  along = lambda weight: weight.astype(jnp.float32).reshape((1,) * axis + (-1,) + (1,) * (x.ndim - axis - 1))
   x = x.astype(jnp.float32)
   if "bias" in weights:
     x = x - x.mean(axis=axis, keepdims=True)

@@ -17,6 +17,7 @@ from diffgr_jax.decoding.policies import Confidence, Random, Threshold
 from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.models.attention import padded_layout, two_stream_layout
 from diffgr_jax.models.cache import init_cache
+from diffgr_jax.models.inference import decoding_params
 from diffgr_jax.models.transformer import bind
 
 
@@ -67,9 +68,10 @@ def test_training_logits_are_decoding_logits(model, alignment):
   )
   static = dict(config=config, options=options, context=context)
   cache = init_cache(config, *state.canvas.shape)
-  opened = block._open_step(model.params(), state, cache, setting, first=True, **static)
+  params = decoding_params(config, model.params())
+  opened = block._open_step(params, state, cache, setting, first=True, **static)
   np.testing.assert_allclose(opened[2], expected, atol=3e-5)
-  again, _ = block._denoise_step(model.params(), opened[0], opened[1], **static)
+  again, _ = block._denoise_step(params, opened[0], opened[1], **static)
   np.testing.assert_allclose(again, expected, atol=3e-5)
 
 
