@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   # What is decoded. Every combination of these is a case; a block size that a number of tokens exceeds is left out.
   config.prompt_length = 8 if tiny else 64  # random tokens
-  config.new_tokens = (16,) if tiny else (128,)
+  config.new_tokens = (96,) if tiny else (128,)
   config.batch_sizes = (1, 2) if tiny else (1, 8, 32)
   config.block_sizes = (4, 8) if tiny else (4, 8, 16, 32)
   config.tokens_per_forward = (4,) if tiny else (4, 8)  # set by schedule: what random weights can be asked for

@@ -87,7 +87,7 @@ def extend(
     query, key, value = heads
     keys.append(put(old_keys, key, offset, writes))
     values.append(put(old_values, value, offset, writes))
-    mixed = _linear(config, layer["attention"]["out"], _attend(query, keys[-1], values[-1], mask))
+    mixed = _linear(config, layer["attention"]["out"], attend(query, keys[-1], values[-1], mask))
     if post:
       x = _norm(config, layer["attention_norm"], x + mixed)
       x = _norm(config, layer["mlp_norm"], x + _mlp(config, layer["mlp"], x))
@@ -179,7 +179,7 @@ def _heads(
   return query.transpose(3, 0, 1, 4, 2).reshape(batch, groups, -1, width), key, value
 
 
-def _attend(
+def attend(
   query: Float[Array, "B G Q K"],
   keys: Float[Array, "*BG S K"],
   values: Float[Array, "*BG S K"],

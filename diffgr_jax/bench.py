@@ -1,0 +1,25 @@
+"""Measures decoding: `python -m diffgr_jax.bench --config=configs/bench/decode.py --out=DIR`.
+
+Autoregressive and block decoding of the same weights in one process, against what the machine can do. Writes
+results.json, table.md and throughput.png.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from diffgr_jax import cli
+from diffgr_jax.evaluation.bench import run_bench
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "what to measure; FILE.py:key=value,...")
+flags.mark_flag_as_required("config")
+_OUT = flags.DEFINE_string("out", "workdir/bench", "where the results go")
+
+
+def main(_) -> None:
+  run_bench(_CONFIG.value, Path(_OUT.value))
+
+
+if __name__ == "__main__":
+  cli.run(main)

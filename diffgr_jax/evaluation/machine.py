@@ -1,0 +1,137 @@
+"""What this machine can do: the costs that no decoder of given weights can go below.
+
+A decoder's pass over m positions multiplies all weights with m vectors. On a machine whose memory is slow against its
+arithmetic, m = 8 costs hardly more than m = 1; where it is not, parallel decoding has little to win. So the matrix
+products alone are measured, at every m that a decoder uses, in the layout that the decoders use (models/inference.py):
+
+    body(m)   the projections of all layers for m positions        head(n)   the unembedding of n of them
+
+An autoregressive step of B rows costs at least body(B) + head(B). A block of m positions, k of them committed a pass,
+takes s = m / k passes, and its clean keys must reach the cache: in the pass that opens the next block, or in one of
+their own, whichever is cheaper,
+
+    block(m, k, B) = s head(mB) + min(body(2mB) + (s - 1) body(mB), (s + 1) body(mB))
+
+and m (body(B) + head(B)) / block(m, k, B) is the best speed-up that any exact block decoder could have here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from diffgr_jax.models import inference
+from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.inference import DecodingParams
+
+_REPEATS = 5
+
+
+def timed(run: Callable[[], object], repeats: int = _REPEATS) -> float:
+  """Median seconds of a call, after one that is not counted (it compiles)."""
+  jax.block_until_ready(run())
+  return float(np.median([seconds_of(run) for _ in range(repeats)]))
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+  begin = time.perf_counter()
+  jax.block_until_ready(run())
+  return time.perf_counter() - begin
+
+
+def bandwidth(megabytes: int = 256) -> float:
+  """Bytes a second that a sum over an array far larger than the caches reads."""
+  x = jnp.ones(megabytes * 250_000, jnp.float32)
+  return x.nbytes / timed(functools.partial(jax.jit(jnp.sum), x))
+
+
+def arithmetic(dtype: str, size: int = 2048) -> float:
+  """Floating-point operations a second of a square matrix product."""
+  x = jnp.ones((size, size), dtype)
+  return 2 * size**3 / timed(functools.partial(jax.jit(jnp.matmul), x, x))
+
+
+def matmul_flops(config: TransformerConfig) -> tuple[int, int]:
+  """Floating-point operations of one position: the layers' projections, and the unembedding. A multiply-add is two."""
+  attention = config.d_model * config.head_dim * 2 * (config.n_heads + config.n_kv_heads)
+  mlp = config.d_model * config.d_ff * (3 if config.mlp == "swiglu" else 2)
+  return 2 * config.n_layers * (attention + mlp), 2 * config.d_model * config.vocab_size
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _body(config: TransformerConfig, params: DecodingParams, x: Float[Array, "D M"]) -> Float[Array, "D M"]:
+  """Every projection of every layer, and nothing else but what makes the results needed."""
+  for layer in params["blocks"]:
+    attention, mlp = layer["attention"], layer["mlp"]
+    multiply = lambda weights, x: jnp.einsum("oi,im->om", weights["kernel"].astype(x.dtype), x)
+    query, *others = (multiply(attention[part], x) for part in ("query", "key", "value"))
+    x = x + multiply(attention["out"], query) + 1e-6 * sum(other[:1] for other in others)
+    wide = multiply(mlp["up"], x) * (multiply(mlp["gate"], x) if "gate" in mlp else 1.0)
+    x = x + multiply(mlp["down"], wide)
+  return x
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _head(config: TransformerConfig, params: DecodingParams, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+  return inference.logits(config, params, hidden)
+
+
+@functools.partial(jax.jit, static_argnames=("layers", "rounds"))
+def _attention(query, keys, values, mask, *, layers: int, rounds: int) -> Float[Array, "F M"]:
+  again = lambda _, out: inference.attend(query + 1e-6 * out.sum(), keys, values, mask)
+  return jax.lax.fori_loop(0, layers * rounds, again, inference.attend(query, keys, values, mask))
+
+
+@dataclass
+class Costs:
+  """Seconds of the matrix products of one model, measured when first asked for."""
+
+  config: TransformerConfig
+  params: DecodingParams
+  measured: dict[tuple[str, int], float] = field(default_factory=dict)
+
+  def body(self, positions: int) -> float:
+    x = functools.partial(jnp.ones, (self.config.d_model, positions), self.config.compute_dtype)
+    return self._once("body", positions, lambda: functools.partial(_body, self.config, self.params, x()))
+
+  def head(self, positions: int) -> float:
+    x = functools.partial(jnp.ones, (1, positions, self.config.d_model), self.config.compute_dtype)
+    return self._once("head", positions, lambda: functools.partial(_head, self.config, self.params, x()))
+
+  def attention(self, rows: int, slots: int) -> float:
+    """Of one token a row against a cache, in all layers."""
+    config = self.config
+
+    def prepare() -> Callable[[], Array]:
+      draw = lambda *shape: jnp.ones(shape, config.compute_dtype)
+      group, heads = config.n_kv_heads, config.n_heads // config.n_kv_heads
+      keys = draw(rows * group, slots, config.head_dim)
+      parts = draw(rows, group, heads, config.head_dim), keys, keys + 1, jnp.ones((rows, 1, slots), bool)
+      return functools.partial(_attention, *parts, layers=config.n_layers, rounds=8)
+
+    return self._once(f"attention {slots}", rows, prepare) / 8
+
+  def _once(self, kind: str, size: int, prepare: Callable[[], Callable[[], object]]) -> float:
+    if (kind, size) not in self.measured:
+      self.measured[kind, size] = timed(prepare())
+    return self.measured[kind, size]
+
+  def autoregressive_step(self, rows: int) -> float:
+    return self.body(rows) + self.head(rows)
+
+  def block(self, size: int, passes: float, rows: int, *, commit: bool = True) -> float:
+    """Seconds of one block; without `commit`, as if its clean keys came for nothing."""
+    inside, m = self.body(size * rows), size * rows
+    least = passes * (inside + self.head(m))
+    if not commit:
+      return least
+    return least + min(self.body(2 * m) - inside, inside)
+
+  def best_speedup(self, size: int, passes: float, rows: int, *, commit: bool = True) -> float:
+    """Of block over autoregressive decoding, per token."""
+    return size * self.autoregressive_step(rows) / self.block(size, passes, rows, commit=commit)
