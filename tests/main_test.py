@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+import tokenizers
 
 SMALL = [
   "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=2", "--config.d_ff=16",
@@ -85,6 +87,36 @@ def test_decode_ranks_ten_and_shows_the_steps(trained, tmp_path):
   assert png.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_decode_takes_policies_by_flag_and_names_what_does_not_fit(trained):
+  where = (f"--workdir={trained[0]}", "--query=where is the river", "--json", "--top=1")
+  flags = ("--policy=factor", "--steps=4", "--remask=1", "--remask_by=current", "--temperature=0.7", "--top_k=5")
+  done = run("decode", *where, *flags, "--seed=3")
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout)["denoised"].startswith("D")
+  refused = run("decode", *where, "--block_size=2")
+  assert refused.returncode == 1
+  assert "--noconstrained" in refused.stderr or "--steps" in refused.stderr
+
+
+def test_decode_lets_a_converted_checkpoint_write(tmp_path):
+  folder, png = tmp_path / "model", tmp_path / "trace.png"
+  shutil.copytree("tests/golden/sdar", tmp_path / "hf")
+  model = tokenizers.models.WordLevel({f"w{i}": i for i in range(119)}, unk_token="w0")
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  tokenizer.save(str(tmp_path / "hf" / "tokenizer.json"))
+  converted = run("convert", f"--from_hf={tmp_path / 'hf'}", f"--out={folder}")
+  assert converted.returncode == 0, converted.stderr
+  done = run(
+    "decode", f"--checkpoint={folder}", "--json", "--max_new_tokens=6", f"--trace_png={png}", stdin="w5 w9 w3\n\nw7\n"
+  )
+  assert done.returncode == 0, done.stderr
+  answers = [json.loads(line) for line in done.stdout.splitlines()]
+  assert [answer["prompt"] for answer in answers] == ["w5 w9 w3", "w7"]
+  assert all(1 <= len(answer["tokens"]) <= 6 for answer in answers)
+  assert png.read_bytes()[:4] == b"\x89PNG"
+
+
 def test_decode_reads_queries_line_by_line(trained):
   done = run("decode", f"--workdir={trained[0]}", "--json", "--top=2", stdin="silver bridge\n\ncopper cloud\n")
   assert done.returncode == 0, done.stderr
@@ -104,6 +136,9 @@ def test_decode_reads_queries_line_by_line(trained):
     ("main", ["--config=configs/quickstart.py:dataset=folder,path=/no/such"], "/no/such"),
     ("decode", ["--workdir=/no/such", "--query=x"], "/no/such holds no run"),
     ("decode", ["--workdir=/no/such", "extra"], "unexpected argument 'extra'"),
+    ("decode", ["--query=x"], "exactly one of --workdir .* and --checkpoint"),
+    ("decode", ["--checkpoint=tests/golden/llada", "--query=x"], "--query applies to --workdir only"),
+    ("decode", ["--checkpoint=tests/golden/dream", "--cache=sub_block"], "--cache of the canvas decoder is one of"),
     ("evaluate", ["--workdir=/no/such"], "holds no run"),
   ],
 )  # fmt: skip

@@ -80,3 +80,18 @@ class LinearTime:
     time = lambda i: 1.0 + i.astype(jnp.float32) / steps * (self.epsilon - 1.0)
     share = 1.0 - time(step + 1) / time(step)
     return jnp.where(step >= steps - 1, masked, jnp.floor(masked * share).astype(jnp.int32))
+
+
+SCHEDULES = ("even", "early_remainder", "block_remainder", "linear_time")
+
+
+def make_schedule(name: str, length: int) -> Schedule:
+  """Builds the schedule that a flag names; `length` is that of the blocks (or of the canvas), for block_remainder.
+
+  Raises:
+    ValueError: an unknown name.
+  """
+  made = dict(zip(SCHEDULES, (EVEN, EarlyRemainder(), BlockRemainder(length), LinearTime()), strict=True))
+  if name not in made:
+    raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, not {name!r}")
+  return made[name]

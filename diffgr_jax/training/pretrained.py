@@ -71,6 +71,22 @@ def is_checkpoint(folder: str | Path) -> bool:
   return (Path(folder) / MODEL_FILE).exists()
 
 
+def read_spec(folder: str | Path) -> ModelSpec:
+  """What either kind of folder says about its model; no weight is read.
+
+  Raises:
+    FileNotFoundError: no such folder, or nothing in it that names a model.
+    ValueError: a format that this version does not read.
+  """
+  folder = Path(folder)
+  if not is_checkpoint(folder):
+    return read_folder(folder)[0]
+  values = json.loads((folder / MODEL_FILE).read_text())
+  if (version := values.pop("format")) != _FORMAT:
+    raise ValueError(f"{folder / MODEL_FILE}: has format {version}; this version reads {_FORMAT}")
+  return ModelSpec.from_dict(values)
+
+
 def load_checkpoint(folder: str | Path, *, shardings: Params | None = None) -> tuple[ModelSpec, Params]:
   """Reads a checkpoint of ours into its target sharding (None: everything on the first device).
 
@@ -83,10 +99,7 @@ def load_checkpoint(folder: str | Path, *, shardings: Params | None = None) -> t
     raise FileNotFoundError(
       f"{folder}: has no {MODEL_FILE}, so it is no finished checkpoint (python -m diffgr_jax.convert)"
     )
-  values = json.loads((folder / MODEL_FILE).read_text())
-  if (version := values.pop("format")) != _FORMAT:
-    raise ValueError(f"{folder / MODEL_FILE}: has format {version}; this version reads {_FORMAT}")
-  spec = ModelSpec.from_dict(values)
+  spec = read_spec(folder)
   everywhere = SingleDeviceSharding(jax.local_devices()[0])
   places = dict(flatten(shardings)) if shardings is not None else {}
   target = {

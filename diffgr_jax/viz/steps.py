@@ -1,4 +1,4 @@
-"""Pictures of how a DocID canvas was denoised: a terminal view, a PNG, and the ranking that came out of it.
+"""Pictures of how a canvas, or any decoder's answer, came about: a terminal view, a PNG, and the ranking it led to.
 
 The terminal view has one line a step. New commits stand in brackets, so that it reads as well in a log file as in
 colour; a position that was taken back to MASK is marked, and what is still masked is a block:
@@ -63,7 +63,7 @@ def render_trace(
   """Draws one row of a trace for the terminal, one line a step (wrapped where the canvas is long).
 
   Args:
-    trace: what `trace_decode` recorded.
+    trace: what `trace_decode` or another recorder of decoding/trace.py made.
     row: which row of the batch.
     vocab_piece: display form of a token id.
     title: a line above, for example the query.
@@ -142,7 +142,7 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
   the positions that were masked.
 
   Args:
-    trace: what `trace_decode` recorded.
+    trace: what `trace_decode` or another recorder of decoding/trace.py made.
     row: which row of the batch.
     vocab_piece: display form of a token id.
     title: the query.
@@ -157,11 +157,17 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
   view = _row_view(trace, row)
   lines, length = view.steps + 1, view.canvas.shape[1]
   strips = 2 if view.alive is not None else 1
-  figure = Figure(figsize=(10, 2.0 + 0.36 * max(lines, 2)), dpi=160, facecolor="white", layout="constrained")
+  width = max(10, min(0.4 * length, 40))  # inches
+  figure = Figure(
+    figsize=(width, 2.0 + 0.36 * min(max(lines, 2), 120)),
+    dpi=160,
+    facecolor="white",
+    layout="constrained",
+  )
   FigureCanvasAgg(figure)
   grid = figure.add_gridspec(1, 1 + strips, width_ratios=[8.2 - strips * 0.9] + [1.0] * strips)
   axes = figure.add_subplot(grid[0, 0])
-  _draw_cells(axes, view, vocab_piece, cell_points=(8.9 - strips * 0.95) * 72 / length)
+  _draw_cells(axes, view, vocab_piece, cell_points=(width - 1.1 - strips * 0.95) * 72 / length)
   axes.set_title(_two_lines(title, 92), loc="left", fontsize=11, color=INK, pad=26, parse_math=False)
   if view.alive is not None:
     _draw_documents(figure.add_subplot(grid[0, 1], sharey=axes), view.alive)
@@ -196,21 +202,23 @@ class _RowView:
 def _row_view(trace: Trace, row: int) -> _RowView:
   if not 0 <= row < trace.canvas.shape[1]:
     raise IndexError(f"row {row} is not in the trace; it has rows 0..{trace.canvas.shape[1] - 1}")
-  steps = trace.steps_of(row)
+  taken = trace.steps_taken(row)
+  lines = np.concatenate([[0], taken + 1])  # before the first step, then after each that the row took
   none = np.zeros((1, trace.canvas.shape[2]), bool)
-  masked = trace.masked[: steps + 1, row]
-  entropy = np.full(steps + 1, np.nan)
-  for t in range(steps):
-    entropy[t] = trace.entropy[t, row][masked[t]].mean()
+  entropy = np.full(len(lines), np.nan)
+  for line, step in enumerate(taken):
+    known = trace.entropy[step, row][trace.masked[step, row]]
+    known = known[np.isfinite(known)]  # outside the block, nothing was computed
+    entropy[line] = known.mean() if len(known) else np.nan
   return _RowView(
-    canvas=trace.canvas[: steps + 1, row],
-    masked=masked,
-    new=np.concatenate([none, trace.committed[:steps, row]]),
-    back=np.concatenate([none, trace.reopened[:steps, row]]),
-    confidence=trace.commit_confidence[: steps + 1, row],
+    canvas=trace.canvas[lines, row],
+    masked=trace.masked[lines, row],
+    new=np.concatenate([none, trace.committed[taken, row]]),
+    back=np.concatenate([none, trace.reopened[taken, row]]),
+    confidence=trace.commit_confidence[lines, row],
     entropy=entropy,
-    alive=None if trace.alive is None else trace.alive[: steps + 1, row],
-    steps=steps,
+    alive=None if trace.alive is None else trace.alive[lines, row],
+    steps=len(taken),
   )
 
 

@@ -12,7 +12,9 @@ from rich.console import Console
 from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.decoding.canvas import DecodeOptions
 from diffgr_jax.decoding.constraint import matching_documents
+from diffgr_jax.decoding.denoiser import GuidedDenoiser
 from diffgr_jax.decoding.policies import make_policy
+from diffgr_jax.decoding.schedules import EVEN, Schedule
 from diffgr_jax.decoding.scoring import one_pass_retrieve
 from diffgr_jax.decoding.trace import Trace, trace_decode
 from diffgr_jax.training.run import Run
@@ -50,7 +52,30 @@ class Answer:
     return draw_trace(self.trace, 0, self.run.vocab.piece, f'"{self.query}"', path)
 
 
-def answer_query(run: Run, params: Any, query: str, *, top: int = 10, constrained: bool = True) -> Answer:
+@dataclass(frozen=True)
+class Denoising:
+  """How a DocID is denoised, beside what the run's config says (decode_steps, policy, threshold, remask)."""
+
+  schedule: Schedule = EVEN
+  block_size: int = 0
+  remask_by: str = "commit"
+  max_reopen: int = 1
+  guidance: float = 0.0
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  seed: int = 0
+
+
+def answer_query(
+  run: Run,
+  params: Any,
+  query: str,
+  *,
+  top: int = 10,
+  constrained: bool = True,
+  denoising: Denoising = Denoising(),  # noqa: B008 (frozen)
+) -> Answer:
   """Ranks all documents in one pass, and denoises one DocID in the config's number of steps, keeping every step."""
   prompt = jnp.asarray(encode_prompts([query], run.vocab, run.config.prompt_length))
   index = run.device_index()
@@ -66,17 +91,29 @@ def answer_query(run: Run, params: Any, query: str, *, top: int = 10, constraine
     mask_id=run.vocab.mask_id,
     k=min(top, len(run.index.doc_ids)),
   )
+  denoise = run.denoiser
+  if denoising.guidance:
+    denoise = GuidedDenoiser(denoise, denoising.guidance, run.vocab.mask_id, run.vocab.pad_id)
   trace = trace_decode(
     params,
     prompt,
     jnp.full((1, run.index.canvas_length), run.vocab.mask_id, jnp.int32),
-    jnp.zeros((1,), jnp.int32),
+    jnp.full((1,), denoising.seed, jnp.int32),
     run.banned,
-    denoise=run.denoiser,
+    denoise=denoise,
     options=DecodeOptions(
-      policy=make_policy(run.config.policy, run.config.threshold), mask_id=run.vocab.mask_id, remask=run.config.remask
+      policy=make_policy(run.config.policy, run.config.threshold),
+      mask_id=run.vocab.mask_id,
+      remask=run.config.remask,
+      max_reopen=denoising.max_reopen,
+      remask_by=denoising.remask_by,
+      schedule=denoising.schedule,
+      block_length=denoising.block_size,
     ),
     steps=run.config.decode_steps,
+    temperature=denoising.temperature,
+    top_k=denoising.top_k,
+    top_p=denoising.top_p,
     codes=codes if constrained else None,
   )
   matches = np.flatnonzero(np.asarray(matching_documents(jnp.asarray(trace.canvas[-1]), codes, scored))[0])

@@ -13,7 +13,7 @@ from diffgr_jax.decoding import block
 from diffgr_jax.decoding.autoregressive import decode_autoregressive
 from diffgr_jax.decoding.block import decode_blocks, decode_blocks_steps
 from diffgr_jax.decoding.block_state import BlockOptions, answers, prepare
-from diffgr_jax.decoding.policies import Confidence, Random, Threshold
+from diffgr_jax.decoding.policies import Confidence, Dynamic, EntropyBounded, Factor, Random, Threshold
 from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.models.attention import padded_layout, two_stream_layout
 from diffgr_jax.models.cache import init_cache
@@ -227,6 +227,34 @@ def test_another_prompt_length_budget_or_sampling_compiles_nothing_anew(model):
     )
     counts.append(block._decode_loop._cache_size())
   assert counts[0] == counts[1] == counts[2]
+
+
+def test_tau_one_commits_one_position_a_pass_even_where_softmax_saturates(model):
+  params = model.params()
+  params["final_norm"]["scale"] = params["final_norm"]["scale"] * 1e4
+  tokens, valid = model.prompts([4, 8])
+  state = decode_blocks(
+    params, tokens, valid, np.arange(2), model.banned, config=model.config, max_new_tokens=8,
+    options=BlockOptions(4, Threshold(1.0), model.mask),
+  )  # fmt: skip
+  assert (np.asarray(state.confidence)[0, int(state.start[0]) :] == 1.0).all()
+  np.testing.assert_array_equal(state.forwards, [8, 8])
+
+
+@pytest.mark.parametrize("policy", [Dynamic(0.15), Factor(2.5), EntropyBounded(3.0)])
+def test_every_kind_of_policy_loops_as_it_steps_and_row_by_row(model, policy):
+  options, how = BlockOptions(4, policy, model.mask), dict(max_new_tokens=7, steps=4, context=8, blocks=3)
+  tokens, valid = model.prompts([9, 2, 4])
+  static = dict(config=model.config, options=options, **how)
+  whole = decode_blocks(model.params(), tokens, valid, np.arange(3), model.banned, **static)
+  order = [1, 1, 2]  # other neighbours
+  inputs = (model.params(), tokens[order], valid[order], np.array(order), model.banned)
+  *_, (moved, _) = decode_blocks_steps(*inputs, **static)
+  for place, row in enumerate(order):
+    for ours, twin in zip(row_of(whole, row)[:2], row_of(moved, place)[:2], strict=True):
+      np.testing.assert_array_equal(ours, twin)
+    assert int(whole.forwards[row]) == int(moved.forwards[place])
+  assert int(whole.forwards.min()) < 7  # some passes commit several
 
 
 def test_a_stop_freezes_its_row_and_ends_the_answer(model):
