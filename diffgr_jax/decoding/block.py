@@ -138,26 +138,28 @@ def decode_blocks_steps(
 # --- the loop ---
 
 
+_Carry = tuple[BlockState, KVCache]
+
+
 @functools.partial(jax.jit, static_argnames=("config", "options", "context"))
 def _decode_loop(params, state, setting, *, config, options, context) -> BlockState:
   params, static = decoding_params(config, params), dict(config=config, options=options, context=context)
-  Carry = tuple[BlockState, KVCache]
 
-  def enter(carry: Carry, first: bool) -> Carry:
-    state, cache, logits = open_block(params, *carry, setting, first=first, **static)
+  def enter(carry: _Carry, first: bool) -> _Carry:
+    state, cache, logits = open_block(params, carry[0], carry[1], setting, first=first, **static)
     return (state if logits is None else commit(state, logits, setting, options, context)[0]), cache
 
-  def step(carry: Carry) -> Carry:
-    logits, cache = _denoise_pass(params, *carry, **static)
+  def step(carry: _Carry) -> _Carry:
+    logits, cache = _denoise_pass(params, carry[0], carry[1], **static)
     return commit(carry[0], logits, setting, options, context)[0], cache
 
-  def finish_block(carry: Carry) -> Carry:
+  def finish_block(carry: _Carry) -> _Carry:
     state, cache = jax.lax.while_loop(lambda carry: open_masks(carry[0], options, context).any(), step, carry)
     carry = close_block(state, setting, options), cache
     more = more_blocks(carry[0], options, context)
     return jax.lax.cond(more, lambda carry: enter(carry, first=False), lambda carry: carry, carry)
 
-  def unfinished(carry: Carry) -> Bool[Array, ""]:
+  def unfinished(carry: _Carry) -> Bool[Array, ""]:
     return open_masks(carry[0], options, context).any() | more_blocks(carry[0], options, context)
 
   carry = enter((state, init_cache(config, *state.canvas.shape)), first=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def extend(
 ) -> tuple[Float[Array, "B T D"], KVCache]:
   """A pass over `width` slots from `offset` on."""
   tokens, layout = span(state.canvas, offset, width), span_layout(state, offset, width)
-  how = dict(pattern="block_causal", block_size=options.block_size, writes=writes)
+  how: dict[str, Any] = dict(pattern="block_causal", block_size=options.block_size, writes=writes)
   return inference.extend(config, params, tokens, layout, cache, offset, **how)
 
 

@@ -4,6 +4,8 @@ block       7  9 | e  M | M  M        sub-blocks of 2; the current one is the se
 keys        .  .   x  x   .  .        . kept from the last pass over the whole block: stale   x recomputed
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -46,7 +48,7 @@ def denoise_window(
     row = jax.vmap(lambda x, start: jax.lax.dynamic_slice_in_dim(x, start, sub, axis=0))
     tokens, layout = span(state.canvas, offset, size), span_layout(state, offset, size)
     own, at = jax.tree.map(lambda x: row(x, begin), layout), offset + begin
-    how = dict(pattern="block_causal", block_size=size)
+    how: dict[str, Any] = dict(pattern="block_causal", block_size=size)
     hidden, _ = inference.extend(config, params, row(tokens, begin), own, cache, at, **how)  # the stale keys stay
     logits = block_logits(config, params, hidden, state, options)
     place = jax.vmap(lambda zeros, new, start: jax.lax.dynamic_update_slice_in_dim(zeros, new, start, axis=0))

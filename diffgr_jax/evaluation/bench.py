@@ -36,7 +36,7 @@ def run_bench(config: Any, out: Path) -> dict[str, Any]:
   names = ("batch_sizes", "new_tokens", "block_sizes", "tokens_per_forward", "thresholds")
   cases = throughput.make_cases(work, **{name: config[name] for name in names})
   bar = tqdm(total=len(cases) * (config.rounds + 1), desc="decoding", unit="run")
-  how = dict(rounds=config.rounds, most_seconds=config.most_seconds, mask_id=work.mask_id)
+  how: dict[str, Any] = dict(rounds=config.rounds, most_seconds=config.most_seconds, mask_id=work.mask_id)
   for case in throughput.measure(cases, **how):
     bar.set_postfix_str(f"{case.label}, batch {case.rows}")
     bar.update()

@@ -101,13 +101,15 @@ def _inputs(work: Workload, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _run_autoregressive(work: Workload, rows: int, slots: int, new_tokens: int) -> DecodedRows:
-  how = dict(config=work.config, max_new_tokens=new_tokens, slots=slots, pad_id=0)
+  how: dict[str, Any] = dict(config=work.config, max_new_tokens=new_tokens, slots=slots, pad_id=0)
   return decode_autoregressive(work.params, *_inputs(work, rows), **how)
 
 
 def _run_blocks(work: Workload, rows: int, room: int, options: BlockOptions, steps: int, new_tokens: int) -> BlockState:
   size, left_over = options.block_size, work.prompts.shape[1] % options.block_size
-  how = dict(config=work.config, options=options, max_new_tokens=new_tokens, blocks=-(-(left_over + room) // size))
+  how: dict[str, Any] = dict(
+    config=work.config, options=options, max_new_tokens=new_tokens, blocks=-(-(left_over + room) // size)
+  )
   return decode_blocks(work.params, *_inputs(work, rows), steps=steps or None, **how)
 
 

@@ -113,7 +113,7 @@ def logits(config: TransformerConfig, params: DecodingParams, hidden: Float[Arra
     x = _norm(config, mlm["norm"], jax.nn.gelu(_linear(config, mlm["dense"], x), approximate=False))
     bias = mlm["bias"]
   matrix = params["embed" if config.tie_embeddings else "unembed"]["embedding"]
-  how = dict(preferred_element_type=jnp.float32)
+  how: dict[str, Any] = dict(preferred_element_type=jnp.float32)
   # The barriers keep XLA from folding a transposition into the product, which then takes up to ten times as long.
   if batch * length > _FEATURES_FIRST_TO:
     out = jnp.einsum("md,vd->mv", jax.lax.optimization_barrier(x.T), matrix.astype(x.dtype), **how)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -31,7 +32,9 @@ def draw_throughput(
         [abs(by_rows[rows][label][f"tok/s {end}"] - y) for rows, y in zip(there, middle, strict=True)]
         for end in ("low", "high")
       ]
-      style = dict(color="black", linewidth=2.5, zorder=3) if label == "AR" else dict(color=colours(i / len(labels)))
+      style: dict[str, Any] = (
+        dict(color="black", linewidth=2.5, zorder=3) if label == "AR" else dict(color=colours(i / len(labels)))
+      )
       panel.errorbar(there, middle, yerr=spread, label=label, marker="o", capsize=3, **style)
     panel.set(xscale="log", yscale="log", xlabel="batch (sequences decoded together)", title=f"{length} new tokens")
     panel.set_xticks(batches, [str(rows) for rows in batches])
