@@ -105,6 +105,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.policy = "confidence"  # random | confidence | margin | entropy | threshold
   config.threshold = 0.9  # of the threshold policy
   config.remask = 0  # low-confidence tokens taken back after a step
+  config.nelbo_queries = 256  # of a split, at most, whose likelihood is bounded (16 forward passes each); 0: none
   config.dense = ""  # a dense encoder to compare with: minilm, or a Hugging Face folder; "": none
   config.show_queries = 3  # worked queries printed at the end
   return config.lock()

@@ -15,8 +15,8 @@ each commitment, from the model's probabilities renormalised over the tokens sti
 earlier commitments have decided has confidence 1.
 
 Cost of a turn: O(B N L) time for the allowed tokens and O(B L U) for the statistics; memory O(B N + B L U). U is the
-number of vocabulary rows that some DocID holds, where `rows` names them (a token that no DocID holds is never allowed, so
-leaving it out changes nothing), and all V otherwise.
+number of vocabulary rows that some DocID holds where `rows` names them, and V otherwise: a token that no DocID holds is
+never allowed, so leaving it out changes nothing.
 Rows of `codes` that are equal (colliding DocIDs) live and die together, which changes nothing.
 """
 

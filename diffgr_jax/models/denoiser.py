@@ -4,9 +4,9 @@
     .  .  BOS q1 q2 SEP   |   M  M  M  M        one bidirectional pass; logits are taken at the canvas only
     0  0   0  0  0   0    |   1  2  3  4        slots: which place of the DocID a position is, as a learned vector
 
-Without slots an all-masked canvas is the same vector everywhere, and positions must tell its places apart. Rotary ones do,
-by their distance to the prompt. A learned table (BERT) knows no distances: there the canvas always stands at the positions
-from the prompt's width on, however long the query is, so that a place of the DocID has one position vector.
+Without slots an all-masked canvas is the same vector everywhere, and positions must tell its places apart. Rotary ones
+do, by their distance to the prompt. A learned table (BERT) knows no distances: there the canvas always stands at the
+positions from the prompt's width on, however long the query is, so that a place of the DocID has one position vector.
 
     . . . BOS q1 SEP | M M M        rotary:  . . . 0 1 2 | 3 4 5        learned:  . . . 0 1 2 | 6 7 8
     . BOS q1 q2 q3 SEP | M M M               . 0 1 2 3 4 | 5 6 7                  . 0 1 2 3 4 | 6 7 8
@@ -37,6 +37,13 @@ class CanvasDenoiser:
     self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]
   ) -> tuple[Transformer, Float[Array, "B L D"]]:
     """The bound model and what its unembedding multiplies at each canvas position (a loss may chunk the vocabulary)."""
+    model, hidden = self.hidden(params, prompt, canvas)
+    return model, model.output_features(hidden)
+
+  def hidden(
+    self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]
+  ) -> tuple[Transformer, Float[Array, "B L D"]]:
+    """The bound model and its last hidden state at each canvas position."""
     model = bind(self.config, params)
     tokens = jnp.concatenate([prompt, canvas], axis=-1)
     valid = jnp.concatenate([prompt != self.pad_id, jnp.ones_like(canvas, dtype=bool)], axis=-1)
@@ -50,7 +57,7 @@ class CanvasDenoiser:
       types = jnp.broadcast_to(slot[None], tokens.shape)
     hidden = model(tokens, layout, pattern="bidirectional", token_types=types)
     first = prompt.shape[1] - (self.config.alignment == "shifted")
-    return model, model.output_features(hidden[:, first : first + canvas.shape[1]])
+    return model, hidden[:, first : first + canvas.shape[1]]
 
   def __call__(self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Float[Array, "B L V"]:
     model, features = self.features(params, prompt, canvas)

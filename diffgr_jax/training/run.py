@@ -33,13 +33,13 @@ from diffgr_jax.training.start import pretrained_folder, pretrained_model
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
   "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
-  "ce_chunk", "show_queries", "dense",
+  "ce_chunk", "show_queries", "dense", "nelbo_queries",
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
-  "eval_batch_size": int, "eval_splits": list, "dense": str,
+  "eval_batch_size": int, "eval_splits": list, "dense": str, "nelbo_queries": int,
 }  # fmt: skip
 
 
