@@ -15,8 +15,8 @@ training, which words keep company with the words of the query:
 order of the run's vocabulary; rows that the model does not have start at the mean of the others. An encoder comes
 without an output head, and its tied embeddings alone make none. The last LayerNorm of a post-norm model fixes the
 length of its features (5.5 for MiniLM, whose embeddings have length 1): logits hardly pass 6, and a softmax over 30,000
-rows stays nearly flat. And nearly all of that length is one vector, whatever the query. So it gets BERT's own head, with
-values that begin where the model's features and the identifiers are:
+rows stays nearly flat. And nearly all of that length is one vector, whatever the query. So it gets BERT's own head,
+which begins where the model's features and the identifiers are:
 
     x - mean of x (dense: identity, bias)  ->  GELU  ->  LayerNorm, length sqrt(d_model)
     ->  tied embeddings + log share of each token in the DocIDs
