@@ -87,6 +87,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.b2 = 0.98
   config.weight_decay = 0.01
   config.clip_norm = 1.0
+  config.embedding_rate = 1.0  # share of the learning rate for the token embeddings; 0: they stay as they start
 
   # Devices: sizes of the mesh axes replica, data, fsdp, tensor, sequence; -1 is what is left.
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

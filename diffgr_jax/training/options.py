@@ -27,7 +27,7 @@ _AT_LEAST = {
   "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
-_SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction")
+_SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate")
 
 
 def check_config(config: Config) -> None:
