@@ -14,7 +14,7 @@ ARGUMENTS = ("path", "steps", "seed", "pretrained")
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   given = quickstart.parse_arguments(arg, ARGUMENTS)
   pretrained = given.pop("pretrained", "minilm")
-  given.setdefault("steps", "250")
+  given.setdefault("steps", "400")
   if "path" in given:
     given["dataset"] = "folder"
   config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()))

@@ -37,13 +37,6 @@ class CanvasDenoiser:
     self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]
   ) -> tuple[Transformer, Float[Array, "B L D"]]:
     """The bound model and what its unembedding multiplies at each canvas position (a loss may chunk the vocabulary)."""
-    model, hidden = self.hidden(params, prompt, canvas)
-    return model, model.output_features(hidden)
-
-  def hidden(
-    self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]
-  ) -> tuple[Transformer, Float[Array, "B L D"]]:
-    """The bound model and its last hidden state at each canvas position."""
     model = bind(self.config, params)
     tokens = jnp.concatenate([prompt, canvas], axis=-1)
     valid = jnp.concatenate([prompt != self.pad_id, jnp.ones_like(canvas, dtype=bool)], axis=-1)
@@ -57,7 +50,7 @@ class CanvasDenoiser:
       types = jnp.broadcast_to(slot[None], tokens.shape)
     hidden = model(tokens, layout, pattern="bidirectional", token_types=types)
     first = prompt.shape[1] - (self.config.alignment == "shifted")
-    return model, hidden[:, first : first + canvas.shape[1]]
+    return model, model.output_features(hidden[:, first : first + canvas.shape[1]])
 
   def __call__(self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Float[Array, "B L V"]:
     model, features = self.features(params, prompt, canvas)

