@@ -12,6 +12,7 @@ positions from the prompt's width on, however long the query is, so that a place
     . BOS q1 q2 q3 SEP | M M M               . 0 1 2 3 4 | 5 6 7                  . 0 1 2 3 4 | 6 7 8
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class CanvasDenoiser:
     layout = padded_layout(valid)
     if self.config.position_encoding == "learned":
       fixed = jnp.broadcast_to(prompt.shape[1] + jnp.arange(canvas.shape[1]), canvas.shape)
-      layout = layout.replace(position=layout.position.at[:, prompt.shape[1] :].set(fixed))
+      layout = dataclasses.replace(layout, position=layout.position.at[:, prompt.shape[1] :].set(fixed))
     types = None
     if self.slots:
       slot = jnp.concatenate([jnp.zeros(prompt.shape[1], jnp.int32), 1 + jnp.arange(canvas.shape[1])])

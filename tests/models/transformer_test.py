@@ -165,7 +165,7 @@ def test_a_learned_position_table_gives_a_place_of_the_canvas_one_position_whate
   prompt, canvas = jnp.asarray([[0, 0, 7, 8], [9, 5, 7, 8]]), jnp.full((2, 3), 4)
   tokens = jnp.concatenate([prompt, canvas], axis=1)
   layout = padded_layout(tokens != 0)
-  layout = layout.replace(position=jnp.asarray([[0, 0, 0, 1, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]]))
+  layout = dataclasses.replace(layout, position=jnp.asarray([[0, 0, 0, 1, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]]))
   model = bind(config, params)
   expected = model.logits(model(tokens, layout))[:, 4:]
   np.testing.assert_allclose(CanvasDenoiser(config, 0)(params, prompt, canvas), expected, atol=1e-5)
