@@ -46,6 +46,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.split_case = True  # ThreadPool reads as thread pool; for prose, False
   config.prompt_length = 24  # tokens of BOS, query, SEP; longer queries are cut
   config.canvas_length = 12  # tokens of a DocID with its EOS; 0: the longest title's
+  config.docid_levels = 0  # token rows for learned DocIDs, <d0_0> ...: levels x codes of each, behind the text pieces
+  config.docid_codes = 0  # codes of a level; 0 with 0 levels: none
   config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example
     {"indexing": 0.35, "queries": 0.15, "pseudo": 0.5}
   )
@@ -85,6 +87,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.b2 = 0.98
   config.weight_decay = 0.01
   config.clip_norm = 1.0
+  config.embedding_rate = 1.0  # share of the learning rate for the token embeddings; 0: they stay as they start
 
   # Devices: sizes of the mesh axes replica, data, fsdp, tensor, sequence; -1 is what is left.
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
@@ -103,6 +106,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.policy = "confidence"  # random | confidence | margin | entropy | threshold
   config.threshold = 0.9  # of the threshold policy
   config.remask = 0  # low-confidence tokens taken back after a step
+  config.nelbo_queries = 256  # of a split, at most, whose likelihood is bounded (16 forward passes each); 0: none
   config.dense = ""  # a dense encoder to compare with: minilm, or a Hugging Face folder; "": none
   config.show_queries = 3  # worked queries printed at the end
   return config.lock()

@@ -122,6 +122,7 @@ def denoise_step(
   *,
   denoise: Denoiser,
   options: DecodeOptions,
+  rows: Int[Array, "U"] | None = None,
 ) -> tuple[DecodeState, Stats]:
   """Runs one forward pass and the commitments that follow from it. Finished rows stay as they are.
 
@@ -135,12 +136,13 @@ def denoise_step(
     sampling: temperature, top-k and top-p.
     denoise: the model.
     options: the rest.
+    rows: `constraint.used_rows` of the codes, or None.
 
   Returns:
     The next state, and the statistics that the policy saw at the start of this step.
   """
   logits = denoise(params, prompt, state.canvas)
-  return commit_step(state, logits, banned, codes, steps, sampling, options=options)
+  return commit_step(state, logits, banned, codes, steps, sampling, options=options, rows=rows)
 
 
 def commit_step(
@@ -152,6 +154,7 @@ def commit_step(
   sampling: Sampling,
   *,
   options: DecodeOptions,
+  rows: Int[Array, "U"] | None = None,
 ) -> tuple[DecodeState, Stats]:
   """Runs what follows the forward pass of a step: the choice of tokens, the policy's choice, remasking."""
   masked = state.canvas == options.mask_id
@@ -185,6 +188,7 @@ def commit_step(
       codes=codes,
       mask_id=options.mask_id,
       finish_when_unique=options.finish_when_unique,
+      rows=rows,
     )
 
   state = replace(
@@ -218,6 +222,7 @@ def decode_canvas(
   top_k: int = 0,
   top_p: float = 1.0,
   codes: Int[ArrayLike, "N L"] | None = None,
+  rows: Int[ArrayLike, "U"] | None = None,
 ) -> DecodeState:
   """Denoises until no row has a MASK, in at most `steps` forward passes, without leaving the device.
 
@@ -234,6 +239,7 @@ def decode_canvas(
     top_k, top_p: what sampling is cut to (`sampling.py`); 0 and 1 cut nothing.
     codes: the DocID index; when given, every canvas ends as one of its rows. A row whose given positions agree with no
       document keeps its MASKs, and has no document alive.
+    rows: `constraint.used_rows(codes)`: the same DocIDs, without statistics over the tokens that none of them holds.
 
   Returns:
     The last state; `step` is the number of forward passes spent on the batch.
@@ -243,7 +249,7 @@ def decode_canvas(
       or a constraint with blocks or a policy that cannot serve it.
   """
   inputs = check_inputs(prompt, canvas, row_seeds, banned, codes, steps, (temperature, top_k, top_p), options)
-  return _decode_loop(params, *inputs, denoise=denoise, options=options)
+  return _decode_loop(params, *inputs, None if rows is None else jnp.asarray(rows), denoise=denoise, options=options)
 
 
 def decode_canvas_steps(
@@ -260,6 +266,7 @@ def decode_canvas_steps(
   top_k: int = 0,
   top_p: float = 1.0,
   codes: Int[ArrayLike, "N L"] | None = None,
+  rows: Int[ArrayLike, "U"] | None = None,
 ) -> Iterator[tuple[DecodeState, Stats | None]]:
   """The same decoder, one Python step at a time, for notebooks, streaming and traces.
 
@@ -273,21 +280,24 @@ def decode_canvas_steps(
   )
   state = init_state(canvas, row_seeds, banned, codes, options.mask_id)
   yield state, None
+  rows = None if rows is None else jnp.asarray(rows)
+  step = functools.partial(denoise_step, denoise=denoise, options=options, rows=rows)
   while int(state.step) < steps and bool(unfinished_rows(state, options.mask_id).any()):
-    state, stats = denoise_step(
-      params, prompt, state, banned, codes, budget, sampling, denoise=denoise, options=options
-    )
+    state, stats = step(params, prompt, state, banned, codes, budget, sampling)
     yield state, stats
 
 
 @functools.partial(jax.jit, static_argnames=("denoise", "options"))
-def _decode_loop(params, prompt, canvas, row_seeds, banned, codes, steps, sampling, *, denoise, options) -> DecodeState:
+def _decode_loop(
+  params, prompt, canvas, row_seeds, banned, codes, steps, sampling, rows, *, denoise, options
+) -> DecodeState:
+  step = functools.partial(denoise_step, denoise=denoise, options=options, rows=rows)
+
   def more(state: DecodeState) -> Bool[Array, ""]:
     return (state.step < steps) & unfinished_rows(state, options.mask_id).any()
 
   def body(state: DecodeState) -> DecodeState:
-    state, _ = denoise_step(params, prompt, state, banned, codes, steps, sampling, denoise=denoise, options=options)
-    return state
+    return step(params, prompt, state, banned, codes, steps, sampling)[0]
 
   return jax.lax.while_loop(more, body, init_state(canvas, row_seeds, banned, codes, options.mask_id))
 

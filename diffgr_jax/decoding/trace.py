@@ -87,6 +87,7 @@ def trace_decode(
   top_k: int = 0,
   top_p: float = 1.0,
   codes: Int[ArrayLike, "N L"] | None = None,
+  rows: Int[ArrayLike, "U"] | None = None,
 ) -> Trace:
   """Decodes as `decode_canvas` does, with the same arguments and the same tokens, and records every step."""
   steps_of_twin = decode_canvas_steps(
@@ -102,6 +103,7 @@ def trace_decode(
     top_k=top_k,
     top_p=top_p,
     codes=codes,
+    rows=rows,
   )
   return record_canvas(steps_of_twin, options.mask_id)
 

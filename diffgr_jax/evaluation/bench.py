@@ -37,11 +37,11 @@ def run_bench(config: Any, out: Path) -> dict[str, Any]:
   cases = throughput.make_cases(work, **{name: config[name] for name in names})
   bar = tqdm(total=len(cases) * (config.rounds + 1), desc="decoding", unit="run")
   how: dict[str, Any] = dict(rounds=config.rounds, most_seconds=config.most_seconds, mask_id=work.mask_id)
-  for case in throughput.measure(cases, **how):
+  costs = Costs(work.config, work.params)
+  for case in throughput.measure(cases, costs, **how):
     bar.set_postfix_str(f"{case.label}, batch {case.rows}")
     bar.update()
   bar.close()
-  costs = Costs(work.config, work.params)
   figures = {length: _figures(cases, length, costs) for length in config.new_tokens}
   record = _record(config, work, costs, figures)
   out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def _record(config: Any, work: Workload, costs: Costs, figures: dict[int, dict[i
     for rows, of_rows in by_rows.items()
   }
   can = {"GB/s": machine.bandwidth() / 1e9, "GFLOP/s": machine.arithmetic(work.config.compute_dtype) / 1e9}
-  positions = sorted({size for kind, size in costs.measured if kind == "body"})
+  positions = sorted({size for kind, size in costs.runs if kind == "body"})
   curve = {
     str(m): {
       "body ms": 1e3 * costs.body(m),

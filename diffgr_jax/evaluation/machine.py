@@ -89,19 +89,28 @@ def _attention(query, keys, values, mask, *, layers: int, rounds: int) -> Float[
 
 @dataclass
 class Costs:
-  """Seconds of the matrix products of one model, measured when first asked for."""
+  """Seconds of the matrix products of one model: measured when first asked for, and again at every `sample`.
+
+  What is compared with decoding is sampled between the decodings, since the speed of a shared machine drifts.
+  """
 
   config: TransformerConfig
   params: DecodingParams
-  measured: dict[tuple[str, int], float] = field(default_factory=dict)
+  runs: dict[tuple[str, int], Callable[[], object]] = field(default_factory=dict)
+  measured: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+
+  def sample(self) -> None:
+    """Times everything that was asked for so far once more."""
+    for what, run in self.runs.items():
+      self.measured[what].append(timed(run, 2))
 
   def body(self, positions: int) -> float:
     x = functools.partial(jnp.ones, (self.config.d_model, positions), self.config.compute_dtype)
-    return self._once("body", positions, lambda: functools.partial(_body, self.config, self.params, x()))
+    return self._median("body", positions, lambda: functools.partial(_body, self.config, self.params, x()))
 
   def head(self, positions: int) -> float:
     x = functools.partial(jnp.ones, (1, positions, self.config.d_model), self.config.compute_dtype)
-    return self._once("head", positions, lambda: functools.partial(_head, self.config, self.params, x()))
+    return self._median("head", positions, lambda: functools.partial(_head, self.config, self.params, x()))
 
   def attention(self, rows: int, slots: int) -> float:
     """Of one token a row against a cache, in all layers."""
@@ -114,12 +123,13 @@ class Costs:
       parts = draw(rows, group, heads, config.head_dim), keys, keys + 1, jnp.ones((rows, 1, slots), bool)
       return functools.partial(_attention, *parts, layers=config.n_layers, rounds=8)
 
-    return self._once(f"attention {slots}", rows, prepare) / 8
+    return self._median(f"attention {slots}", rows, prepare) / 8
 
-  def _once(self, kind: str, size: int, prepare: Callable[[], Callable[[], object]]) -> float:
-    if (kind, size) not in self.measured:
-      self.measured[kind, size] = timed(prepare())
-    return self.measured[kind, size]
+  def _median(self, kind: str, size: int, prepare: Callable[[], Callable[[], object]]) -> float:
+    if (kind, size) not in self.runs:
+      self.runs[kind, size] = prepare()
+      self.measured[kind, size] = [timed(self.runs[kind, size])]
+    return float(np.median(self.measured[kind, size]))
 
   def autoregressive_step(self, rows: int) -> float:
     return self.body(rows) + self.head(rows)

@@ -113,8 +113,10 @@ def _run_blocks(work: Workload, rows: int, room: int, options: BlockOptions, ste
   return decode_blocks(work.params, *_inputs(work, rows), steps=steps or None, **how)
 
 
-def measure(cases: Sequence[Case], *, rounds: int, most_seconds: float, mask_id: int) -> Iterator[Case]:
+def measure(cases: Sequence[Case], costs: Costs, *, rounds: int, most_seconds: float, mask_id: int) -> Iterator[Case]:
   """Runs every case once a round and fills in its times; yields a case after each of its runs, for a progress bar.
+
+  The matrix products that they are compared with (`costs`) are timed in every round too.
 
   No round begins later than `most_seconds` after the first; one is always run.
   """
@@ -127,10 +129,12 @@ def measure(cases: Sequence[Case], *, rounds: int, most_seconds: float, mask_id:
       greedy[case.rows, case.new_tokens] = tokens
     case.agreement = float((tokens == greedy[case.rows, case.new_tokens]).mean())
     case.compile = cold - seconds_of(lambda case=case: case.run(case.new_tokens))
+    least_cost(case, costs)
     yield case
   for done in range(rounds):
     if done and time.perf_counter() - begin > most_seconds:
       return
+    costs.sample()
     for case in cases:
       case.first.append(seconds_of(lambda case=case: case.run(case.unit)))
       case.whole.append(seconds_of(lambda case=case: case.run(case.new_tokens)))
@@ -144,6 +148,14 @@ def _outcome(case: Case, result: Any, mask_id: int) -> tuple[np.ndarray, int]:
   tokens, count = answers(result, case.new_tokens, mask_id=mask_id, pad_id=0)
   assert (np.asarray(count) == case.new_tokens).all()
   return np.asarray(tokens), int(jax.device_get(result.forwards).max())
+
+
+def least_cost(case: Case, costs: Costs) -> float:
+  """Seconds that the matrix products of a block (of a step, for AR) take at least."""
+  if case.block:
+    return costs.block(case.block, case.block * case.forwards / case.new_tokens, case.rows)
+  costs.attention(case.rows, case.slots)
+  return costs.autoregressive_step(case.rows)
 
 
 def case_figures(case: Case, baseline: Case, costs: Costs) -> dict[str, float]:
@@ -178,8 +190,8 @@ def case_figures(case: Case, baseline: Case, costs: Costs) -> dict[str, float]:
     figures["ceiling, commits free"] = costs.best_speedup(case.block, passes, case.rows, commit=False)
   else:
     flops = case.rows * (body + head)
-    ideal = costs.autoregressive_step(case.rows)
-    figures["overhead"] = 1.0 - (ideal + costs.attention(case.rows, case.slots)) / case.per_token
+    least = least_cost(case, costs) + costs.attention(case.rows, case.slots)
+    figures["overhead"] = 1.0 - least / case.per_token
   figures |= {"GFLOP/s": flops / case.per_token / 1e9, "GB/s": weights / step / 1e9}
   return figures
 

@@ -18,6 +18,7 @@ from diffgr_jax.data.collection import load_collection
 from diffgr_jax.data.pretrained_vocab import pretrained_vocabulary
 from diffgr_jax.data.records import Collection
 from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
+from diffgr_jax.decoding.constraint import used_rows
 from diffgr_jax.decoding.denoiser import banned_tokens
 from diffgr_jax.diffusion.corruption import make_process
 from diffgr_jax.docid.index import DocIdIndex
@@ -32,13 +33,13 @@ from diffgr_jax.training.start import pretrained_folder, pretrained_model
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
   "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
-  "ce_chunk", "show_queries", "dense",
+  "ce_chunk", "show_queries", "dense", "nelbo_queries",
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
-  "eval_batch_size": int, "eval_splits": list, "dense": str,
+  "eval_batch_size": int, "eval_splits": list, "dense": str, "nelbo_queries": int,
 }  # fmt: skip
 
 
@@ -63,13 +64,14 @@ class Run:
     return banned_tokens(self.model.vocab_size, vocab.size, [vocab.mask_id, vocab.bos_id, vocab.sep_id])
 
   def device_index(self, index: DocIdIndex | None = None) -> dict[str, Array]:
-    """What scoring reads of a DocID index (default: the run's own): codes, scored, log_frequency."""
+    """What scoring and decoding read of a DocID index (default: the run's own): codes, scored, log_frequency, rows."""
     index = self.index if index is None else index
     log_frequency = index.log_frequency(self.model.vocab_size)
     return {
       "codes": jnp.asarray(index.codes),
       "scored": jnp.asarray(index.scored),
       "log_frequency": jnp.asarray(log_frequency),
+      "rows": jnp.asarray(used_rows(index.codes)),
     }
 
   def set_decoding(self, assignments: Sequence[str]) -> None:
@@ -121,10 +123,11 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
     _check_same_run(config, collection, workdir)
     run = open_run(workdir)
     return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, remat=config.remat)), collection
+  code_rows = {"docid_levels": config.docid_levels, "docid_codes": config.docid_codes}
   if config.start == "pretrained":
-    vocab = pretrained_vocabulary(pretrained_folder(config.pretrained))
+    vocab = pretrained_vocabulary(pretrained_folder(config.pretrained), **code_rows)
   else:
-    vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case)
+    vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case, **code_rows)
   index = build_linguistic_index(collection.documents, vocab, config.canvas_length or None)
   if config.start == "pretrained":
     model = pretrained_model(pretrained_folder(config.pretrained), vocab, config.remat, config.compute_dtype)

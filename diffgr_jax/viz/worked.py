@@ -115,6 +115,7 @@ def answer_query(
     top_k=denoising.top_k,
     top_p=denoising.top_p,
     codes=codes if constrained else None,
+    rows=index["rows"] if constrained else None,
   )
   matches = np.flatnonzero(np.asarray(matching_documents(jnp.asarray(trace.canvas[-1]), codes, scored))[0])
   return Answer(

@@ -22,6 +22,8 @@ from diffgr_jax.training.options import check_batch, check_config
     (dict(microbatches=7), r"config.batch_size .* must be a multiple of config.microbatches \(7\)"),
     (dict(dataset="folder"), "config.dataset_path must name the folder"),
     (dict(document_weight=0.5, ce_chunk=128), "config.ce_chunk must be 0"),
+    (dict(docid_levels=4), "config.docid_levels and config.docid_codes are both 0 .* not 4 and 0"),
+    (dict(docid_levels=-1), "config.docid_levels is at least 0, not -1"),
     (dict(n_kv_heads=3), "multiple of model.n_kv_heads"),
     (dict(mixture={"indexing": 0.0, "queries": 0.0, "pseudo": 0.0}), "config.mixture holds weights"),
     (dict(compute_dtype="float16"), "model.compute_dtype is one of float32, bfloat16, not 'float16'"),
