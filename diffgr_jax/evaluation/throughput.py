@@ -173,11 +173,11 @@ def case_figures(case: Case, baseline: Case, costs: Costs) -> dict[str, float]:
     "tok/s high": tokens / float(whole.min()),
     "ms/sequence": 1e3 * float(np.median(whole)) / case.rows,
     "ms to first": 1e3 * float(np.median(first)),
-    "forwards": case.forwards,
+    "forwards": float(case.forwards),
     "tok/forward": case.new_tokens / case.forwards,
     "compile s": case.compile,
     "agrees with AR": case.agreement,
-    "rounds": len(whole),
+    "rounds": float(len(whole)),
   }
   body, head = matmul_flops(costs.config)
   weights = sum(leaf.nbytes for leaf in jax.tree.leaves(costs.params))
