@@ -5,7 +5,7 @@
 Vectors come and go as numpy matrices of any float type (also mapped files) and are worked on in chunks.
 """
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int, Shaped
 import numpy as np
@@ -61,7 +61,7 @@ def relative_errors(
 ) -> list[float]:
   """The reconstruction error of the first 1, 2, ... L levels, as a share of the vectors' variance.
 
-  1 is what the mean vector alone would do, 0 is exact. Codes may have further columns (an extra level): they are passed over.
+  1 is what the mean vector alone would do, 0 is exact. Further columns of codes (an extra level) are passed over.
   """
   levels = quantizer.levels
   totals = np.zeros(levels)
@@ -80,7 +80,3 @@ def relative_errors(
     count += len(actual)
   return (totals / max(spread, 1e-12)).tolist()
 
-
-def settings_of(options: Any) -> dict[str, Any]:
-  """The fields of a strategy's options, for the record of an index."""
-  return {name: getattr(options, name) for name in options.__dataclass_fields__}
