@@ -45,7 +45,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.vocab_size = 4096  # sentencepiece pieces learned from the corpus, at most
   config.split_case = True  # ThreadPool reads as thread pool; for prose, False
   config.prompt_length = 24  # tokens of BOS, query, SEP; longer queries are cut
-  config.canvas_length = 12  # tokens of a DocID with its EOS; 0: the longest title's
+  config.docid = "title"  # title | leading (tokens of the text) | codes (learned, python -m diffgr_jax.index)
+  config.docid_index = ""  # with docid codes: the .npz that python -m diffgr_jax.index build wrote
+  config.canvas_length = 12  # tokens of a DocID with its EOS; 0: the longest one's; codes have their own
   config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example
     {"indexing": 0.35, "queries": 0.15, "pseudo": 0.5}
   )

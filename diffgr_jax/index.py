@@ -1,8 +1,8 @@
 """Learned DocIDs: `python -m diffgr_jax.index build|inspect|import`.
 
-build    --out=FILE.npz with --corpus=pydocs|folder [--path=DIR] and --vectors=lsa|minilm|FILE.npy, or with a .npy alone
-         (its documents are called 0, 1, 2 ...); --method, --levels, --codes, --collisions, --control and --seed say how.
-         --quantizer=FILE.npz gives codes by the quantiser of an index that exists.
+build    --out=FILE.npz with --corpus=pydocs|folder [--path=DIR] and --vectors=lsa|minilm|FILE.npy, or with a .npy
+         alone (its documents are called 0, 1, 2 ...); --method, --levels, --codes, --collisions, --control and --seed
+         say how. --quantizer=FILE.npz gives codes by the quantiser of an index that exists.
 inspect  --index=FILE.npz: utilisation, perplexity, collisions, reconstruction error.
 import   --json=FILE --out=FILE.npz: a published index, {"item": ["<a_1>", "<b_2>", ...], ...}.
 
@@ -30,10 +30,14 @@ from diffgr_jax.evaluation.retrieval import format_table
 from diffgr_jax.training.document_vectors import LSA, document_vectors
 
 ACTIONS = ("build", "inspect", "import")
-_CORPUS = flags.DEFINE_enum("corpus", None, NAMES, "build: what is indexed; without it the rows of --vectors=FILE.npy are")
+_CORPUS = flags.DEFINE_enum(
+  "corpus", None, NAMES, "build: what is indexed; without it the rows of --vectors=FILE.npy are"
+)
 _PATH = flags.DEFINE_string("path", "", "build: the folder of --corpus=folder (docs/data.md)")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "build: where built data sets are kept; default: nowhere")
-_VECTORS = flags.DEFINE_string("vectors", None, "build: lsa (default), minilm, a Hugging Face folder or a .npy; inspect: a .npy")
+_VECTORS = flags.DEFINE_string(
+  "vectors", None, "build: lsa (default), minilm, a Hugging Face folder or a .npy; inspect: a .npy"
+)
 _WIDTH = flags.DEFINE_integer("width", 256, "build: of lsa's vectors, at most", lower_bound=1)
 _METHOD = flags.DEFINE_enum("method", METHODS[0], METHODS, "build: how codes are made")
 _LEVELS = flags.DEFINE_integer("levels", 4, "build: codes of a document", lower_bound=1)
@@ -72,11 +76,11 @@ def main(argv) -> None:
   if action == "build":
     index, vectors = build()
   elif action == "import":
-    index, vectors = import_json(_JSON.value), None
+    index, vectors = import_json(_JSON.value or ""), None
   else:
-    index = CodeIndex.load(_INDEX.value)
+    index = CodeIndex.load(_INDEX.value or "")
     vectors = _own_vectors(index)
-  if action != "inspect":
+  if _OUT.value:
     index.save(_OUT.value)
   print(describe(index))
   if _EXPORT.value:
@@ -86,7 +90,7 @@ def main(argv) -> None:
     from diffgr_jax.viz.clusters import draw_index  # matplotlib only where something is drawn
 
     print(f"picture: {draw_index(index, _PICTURE.value, vectors)}")
-  if action != "inspect":
+  if _OUT.value:
     print(f"index: {_OUT.value}")
 
 
@@ -115,7 +119,9 @@ def build() -> tuple[CodeIndex, np.ndarray | None]:
   if _QUANTIZER.value:
     quantizer = reusable_quantizer(CodeIndex.load(_QUANTIZER.value), _QUANTIZER.value)
     if source == LSA:
-      raise ValueError("--quantizer needs --vectors of the space it was fitted in; lsa's space is another for each corpus")
+      raise ValueError(
+        "--quantizer needs --vectors of the space it was fitted in; lsa's space is another for each corpus"
+      )
   if _CORPUS.value is None:
     if not source.endswith(".npy"):
       raise ValueError(f"--corpus is one of {', '.join(NAMES)}; only --vectors=FILE.npy goes without")
@@ -123,7 +129,7 @@ def build() -> tuple[CodeIndex, np.ndarray | None]:
     names = [str(row) for row in range(len(vectors))]
     titles = [""] * len(names)
   else:
-    documents = _documents()
+    documents = _documents(_CORPUS.value)
     vectors = None if random else document_vectors(source, documents, width=_WIDTH.value, seed=_SEED.value)
     names, titles = [document.doc_id for document in documents], [document.title for document in documents]
   index = build_index(names, titles, vectors, options, quantizer=quantizer)
@@ -170,7 +176,9 @@ def _check_flags(action: str) -> None:
   if missing := sorted(_NEEDS[action] - given):
     raise ValueError(f"index {action} needs --{missing[0]}")
   if wrong := sorted(given - allowed):
-    raise ValueError(f"index {action} takes no --{wrong[0]}; it takes {', '.join('--' + name for name in sorted(allowed))}")
+    raise ValueError(
+      f"index {action} takes no --{wrong[0]}; it takes {', '.join('--' + name for name in sorted(allowed))}"
+    )
   for name in ("out", "picture", "export"):
     value = flags.FLAGS[name].value
     if value and Path(value).is_dir():
@@ -179,11 +187,11 @@ def _check_flags(action: str) -> None:
     raise ValueError(f"--out={_OUT.value}: an index is a file that ends in .npz")
 
 
-def _documents() -> list[Document]:
+def _documents(corpus: str) -> list[Document]:
   """The documents of the corpus; without --data_dir the data set is built in a folder that does not stay."""
   with tempfile.TemporaryDirectory() as scratch:
     data_dir = _DATA_DIR.value or scratch
-    return list(load_collection(_CORPUS.value, path=_PATH.value, data_dir=data_dir).documents)
+    return list(load_collection(corpus, path=_PATH.value, data_dir=data_dir).documents)
 
 
 def _own_vectors(index: CodeIndex) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """From document vectors to an index of codes: quantise, tell collisions apart, measure.
 
-    vectors -> quantiser (fitted, or one that exists) -> codes -> collisions resolved -> control, if one is asked for
+vectors -> quantiser (fitted, or one that exists) -> codes -> collisions resolved -> control, if one is asked for
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,9 @@ class BuildOptions:
       if getattr(self, name) not in allowed:
         raise ValueError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
     if min(self.levels, self.codes, self.iterations) < 1:
-      raise ValueError(f"levels, codes and iterations are at least 1, not {self.levels}, {self.codes}, {self.iterations}")
+      raise ValueError(
+        f"levels, codes and iterations are at least 1, not {self.levels}, {self.codes}, {self.iterations}"
+      )
     if self.method == RANDOM and (self.control != "none" or self.collisions == "optimal"):
       raise ValueError("random codes are distinct and a control themselves: with them, no control, and collisions none")
 
@@ -90,9 +92,7 @@ def build_index(
     build |= {"method": quantizer.kind, "levels": quantizer.levels, "codes": quantizer.codes, "fitted": False}
   own = quantizer.encode(vectors)
   costs = _costs(quantizer, vectors, own)
-  codes, sizes = resolve(
-    options.collisions, own, (quantizer.codes,) * quantizer.levels, costs=costs, seed=options.seed
-  )
+  codes, sizes = resolve(options.collisions, own, (quantizer.codes,) * quantizer.levels, costs=costs, seed=options.seed)
   measured: dict[str, Any] = {
     "in_collision_before": in_collision(own),
     "in_collision": in_collision(codes),

@@ -128,14 +128,14 @@ def docid_index(index: CodeIndex, documents: Sequence[Document], vocab: Vocabula
   Args:
     index: codes; it may hold more documents than the corpus.
     documents: the corpus, in order.
-    vocab: with `docid_levels` and `docid_codes` from `vocabulary_size`.
+    vocab: with the `docid_levels` and at least the `docid_codes` of `vocabulary_size`.
     name: of the index, for errors.
 
   Raises:
-    ValueError: a document of the corpus that the index does not have, or a vocabulary of other levels.
+    ValueError: a document of the corpus that the index does not have, or a vocabulary of other levels or fewer codes.
   """
   levels, codes = vocabulary_size(index)
-  if (vocab.docid_levels, vocab.docid_codes) != (levels, codes):
+  if vocab.docid_levels != levels or vocab.docid_codes < codes:
     have = f"{vocab.docid_levels} levels of {vocab.docid_codes} codes"
     raise ValueError(f"{name} has {levels} levels of up to {codes} codes, but the vocabulary has {have}")
   place = {doc_id: row for row, doc_id in enumerate(index.doc_ids)}
@@ -147,7 +147,7 @@ def docid_index(index: CodeIndex, documents: Sequence[Document], vocab: Vocabula
   rows = index.codes[[place[document.doc_id] for document in documents]]
   first = vocab.docid_token(0, 0)
   return DocIdIndex(
-    codes=(first + np.arange(levels) * codes + rows).astype(np.int32),
+    codes=(first + np.arange(levels)[None] * vocab.docid_codes + rows).astype(np.int32),
     doc_ids=tuple(document.doc_id for document in documents),
     titles=tuple(document.title for document in documents),
     eos_id=vocab.eos_id,

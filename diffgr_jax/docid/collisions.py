@@ -5,8 +5,9 @@
     B   3 7 1        3 7 1     3 7 1 1        3 7 5 (free)   that are all different, at the smallest total squared
     C   3 7 4        3 7 4     3 7 4 0        3 7 4          error: an assignment problem of the group's size
 
-`extra_level` as in TIGER (arXiv 2305.05065): an ordinal in corpus order. `random`: of equal ones the first keeps its code,
-the others draw from the codes of the last level that the group does not use. `optimal`: scipy's linear_sum_assignment.
+`extra_level` as in TIGER (arXiv 2305.05065): an ordinal in corpus order. `random`: of equal ones the first keeps its
+code, the others draw from the codes of the last level that the group does not use. `optimal`: scipy's
+linear_sum_assignment.
 """
 
 from collections.abc import Callable
@@ -47,7 +48,8 @@ def resolve(
     seed: of the random draws.
 
   Raises:
-    ValueError: an unknown rule, `optimal` without costs, or more documents behind one prefix than the last level has codes.
+    ValueError: an unknown rule, `optimal` without costs, or more documents behind a prefix than the last level has
+      codes.
   """
   if rule not in RULES:
     raise ValueError(f"the rule for collisions is one of {', '.join(RULES)}, not {rule!r}")

@@ -1,8 +1,8 @@
 """Codes that lack something on purpose, to set a quantiser's beside.
 
-    random               distinct rows drawn evenly: neither near documents nor levels have anything in common
-    shuffled_documents   a quantiser's codes dealt out to other documents: its structure without its meaning
-    permuted_levels      its codes with the levels in another order: its meaning, but not from coarse to fine
+random               distinct rows drawn evenly: neither near documents nor levels have anything in common
+shuffled_documents   a quantiser's codes dealt out to other documents: its structure without its meaning
+permuted_levels      its codes with the levels in another order: its meaning, but not from coarse to fine
 """
 
 from jaxtyping import Int
@@ -40,7 +40,7 @@ def permute_levels(
   """The same codes with the levels in another order: as telling, but no longer from coarse to fine; a control.
 
   Returns:
-    The codes, the levels' sizes, and the order: column j was level order[j]. With two levels or more it is not the old one.
+    The codes, the levels' sizes, and the order: column j was level order[j]. With two levels or more it is another one.
   """
   order = np.arange(len(level_sizes))
   rng = np.random.default_rng(seed)

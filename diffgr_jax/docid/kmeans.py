@@ -1,4 +1,8 @@
-"""k-means in JAX: k-means++ starts, Lloyd steps over chunks of points, no cluster left empty.
+"""k-means in JAX: Lloyd steps over chunks of points from one of two starts, no cluster left empty.
+
+    plus_plus   points far apart (k-means++): for points that do form clusters
+    averages    means of a few points: for residuals, which in many dimensions lie in one ball. A start AT a point of
+                the ball stays alone with it: every other point is nearer to the ball's middle
 
     points    [chunks, C, D] with a weight of 0 for the rows that only fill up
     a step    for each chunk: distances [C, K] -> nearest -> sums and counts; then the means
@@ -17,12 +21,11 @@ import numpy as np
 
 from diffgr_jax.docid.vectors import CHUNK
 
-START_POINTS = 32  # per code that k-means++ looks at: it visits them once for every code
+START_POINTS = 32  # per code that starts are made of: k-means++ visits them all once for every code
+AVERAGED = 8
 
 
-def nearest(
-  points: Float[Array, "C D"], centroids: Float[Array, "K D"]
-) -> tuple[Int[Array, "C"], Float[Array, "C"]]:
+def nearest(points: Float[Array, "C D"], centroids: Float[Array, "K D"]) -> tuple[Int[Array, "C"], Float[Array, "C"]]:
   """The nearest centroid of each point (of equals the first) and the squared distance to it."""
   score = 2.0 * _dot(points, centroids.T) - jnp.sum(centroids**2, axis=1)[None, :]
   best = jnp.argmax(score, axis=1)
@@ -81,15 +84,26 @@ def plus_plus(points: Float[Array, "S D"], key: Key[Array, ""], codes: int) -> F
   return jax.lax.fori_loop(0, codes, add_one, start)[0]
 
 
+@functools.partial(jax.jit, static_argnames="codes")
+def averages(points: Float[Array, "S D"], key: Key[Array, ""], codes: int) -> Float[Array, "{codes} D"]:
+  """Means of `AVERAGED` points each, drawn evenly."""
+  rows = jax.random.randint(key, (codes, AVERAGED), 0, len(points))
+  return points[rows].mean(axis=1)
+
+
+STARTS = {"plus_plus": plus_plus, "averages": averages}
+
+
 def kmeans(
   points: Float[np.ndarray, "S D"] | Float[Array, "S D"],
   codes: int,
   *,
   seed: int,
+  start: str = "plus_plus",
   iterations: int = 20,
   tolerance: float = 1e-4,
   chunk: int = CHUNK,
-  after_step: Callable[[], None] = lambda: None,
+  after_step: Callable[[], object] = lambda: None,
 ) -> Float[Array, "{codes} D"]:
   """Clusters points.
 
@@ -97,6 +111,7 @@ def kmeans(
     points: float32; held on the device as a whole.
     codes: K, at most the number of points.
     seed: decides the starts.
+    start: one of `STARTS`.
     iterations: Lloyd steps at most.
     tolerance: stop when a step lowers the mean squared distance by less than this share of it.
     chunk: points whose distances are held at a time.
@@ -113,7 +128,7 @@ def kmeans(
   starts = jnp.asarray(points)
   if len(points) > START_POINTS * codes:
     starts = starts[jax.random.choice(sample_key, len(points), (START_POINTS * codes,), replace=False)]
-  centroids = plus_plus(starts, start_key, codes)
+  centroids = STARTS[start](starts, start_key, codes)
   before, pending = np.inf, None
   done = 0
   while done < iterations:

@@ -2,9 +2,9 @@
 
     x = [ x0 | x1 | ... | x(L-1) ]     code l = nearest centroid of part l, whatever the other parts are
 
-Levels are independent, none is coarse or fine (Jegou et al., 2011). A random rotation before the cut (seeded, kept in the
-file) spreads what the vector says evenly over the parts: vectors of a singular value decomposition need it, since their
-first coordinates hold most.
+Levels are independent, none is coarse or fine (Jegou et al., 2011). A random rotation before the cut (seeded, kept in
+the file) spreads what the vector says evenly over the parts: vectors of a singular value decomposition need it, since
+their first coordinates hold most.
 """
 
 from dataclasses import dataclass
@@ -121,7 +121,5 @@ def fit_product_quantizer(
   with tqdm(total=levels * iterations, unit="step", desc="k-means", delay=QUIET_SECONDS, leave=False) as bar:
     for level in range(levels):
       own = points[:, level * part : (level + 1) * part]
-      codebooks.append(
-        np.asarray(kmeans(own, codes, seed=seed + level, iterations=iterations, after_step=bar.update))
-      )
+      codebooks.append(np.asarray(kmeans(own, codes, seed=seed + level, iterations=iterations, after_step=bar.update)))
   return ProductQuantizer(np.stack(codebooks), rotation)

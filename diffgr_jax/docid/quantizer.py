@@ -79,4 +79,3 @@ def relative_errors(
     mean += shift * len(actual) / (count + len(actual))
     count += len(actual)
   return (totals / max(spread, 1e-12)).tolist()
-

@@ -114,7 +114,8 @@ def fit_codebooks(
   rest = jnp.asarray(points, jnp.float32)
   with tqdm(total=levels * iterations, unit="step", desc="k-means", delay=QUIET_SECONDS, leave=False) as bar:
     for level in range(levels):
-      centroids = kmeans(rest, codes, seed=seed + level, iterations=iterations, after_step=bar.update)
+      start = "averages" if level else "plus_plus"  # what the first level leaves over forms no clusters
+      centroids = kmeans(rest, codes, seed=seed + level, start=start, iterations=iterations, after_step=bar.update)
       codebooks.append(np.asarray(centroids))
       padded = jnp.pad(rest, ((0, -len(rest) % chunk), (0, 0))).reshape(-1, chunk, rest.shape[1])
       rest = _less_nearest(padded, centroids).reshape(-1, rest.shape[1])[: len(rest)]

@@ -1,4 +1,4 @@
-"""RQ-VAE: residual quantisation in the latent space of an autoencoder (TIGER, arXiv 2305.05065; RQ-VAE, arXiv 2203.01941).
+"""RQ-VAE: residual quantisation in the latent space of an autoencoder (arXiv 2203.01941; DocIDs: TIGER, 2305.05065).
 
     x --encoder--> z --residual quantisation--> zq = c0 + ... + c(L-1) --decoder--> x'
                    '------------ gradient goes straight past, or turned ----------'
@@ -8,8 +8,8 @@
                started by residual k-means; no gradient
     dead code  one whose moving count falls below `dead_share` of the mean count takes a random r_l of the batch
 
-The estimator of the gradient through the quantisation is `straight_through` (the identity) or `rotation`: the rotation and
-scaling that carry z to zq, held constant (Fifty et al., arXiv 2410.06424).
+The estimator of the gradient through the quantisation is `straight_through` (the identity) or `rotation`: the rotation
+and scaling that carry z to zq, held constant (Fifty et al., arXiv 2410.06424).
 """
 
 from collections.abc import Iterator
@@ -137,7 +137,7 @@ class Rqvae:
 class TrainState:
   """What a training step changes."""
 
-  params: dict[str, Layers]  # encoder and decoder
+  params: Any  # the layers of the encoder and the decoder
   opt_state: Any
   counts: Float[Array, "L K"]  # moving averages: how often a code is chosen in a batch
   sums: Float[Array, "L K d"]  # ... and the sum of what chose it
@@ -167,7 +167,9 @@ def fit_rqvae(
   options = options or RqvaeOptions()
   mean, variance = mean_and_variance(vectors)
   scale = np.sqrt(np.maximum(np.float32(variance / len(mean)), np.float32(1e-12)))
-  optimizer = optax.adamw(optax.cosine_decay_schedule(options.learning_rate, options.steps), weight_decay=options.weight_decay)
+  optimizer = optax.adamw(
+    optax.cosine_decay_schedule(options.learning_rate, options.steps), weight_decay=options.weight_decay
+  )
   key = jax.random.key(seed)
   state = _start(key, vectors, mean, scale, levels, codes, optimizer, options, seed)
   batches = _batches(vectors, min(options.batch, len(vectors)), seed)
@@ -224,10 +226,8 @@ def train_step(
   return TrainState(params, opt_state, counts, sums), reconstruction / inputs.shape[1]
 
 
-def carry_gradient(
-  latents: Float[Array, "B d"], quantised: Float[Array, "B d"], estimator: str
-) -> Float[Array, "B d"]:
-  """The value of `quantised` with a gradient to `latents`: the identity, or the rotation that carries one to the other."""
+def carry_gradient(latents: Float[Array, "B d"], quantised: Float[Array, "B d"], estimator: str) -> Float[Array, "B d"]:
+  """The value of `quantised`, its gradient to `latents` the identity, or the rotation that carries one to the other."""
   if estimator == "straight_through":
     return latents + jax.lax.stop_gradient(quantised - latents)
   length, goal = (jnp.linalg.norm(x, axis=1, keepdims=True) + 1e-6 for x in (latents, quantised))

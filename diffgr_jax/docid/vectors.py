@@ -61,9 +61,7 @@ def chunks(
     yield rows, block
 
 
-def sample_rows(
-  vectors: Shaped[np.ndarray, "N D"], limit: int, seed: int
-) -> Float[np.ndarray, "S D"]:
+def sample_rows(vectors: Shaped[np.ndarray, "N D"], limit: int, seed: int) -> Float[np.ndarray, "S D"]:
   """All rows, or `limit` of them drawn without replacement, in their order, as float32."""
   if len(vectors) <= limit:
     return np.asarray(vectors, np.float32)

@@ -1,8 +1,8 @@
 """The vector of every document, by name of what makes it: what a quantiser is fitted to.
 
-    lsa          TF-IDF and truncated SVD of the corpus itself (data/lsa.py): no download; the space is the corpus' own
-    minilm       sentence vectors of MiniLM, or of the Hugging Face folder that is named
-    FILE.npy     a row a document, in corpus order
+lsa          TF-IDF and truncated SVD of the corpus itself (data/lsa.py): no download; the space is the corpus' own
+minilm       sentence vectors of MiniLM, or of the Hugging Face folder that is named
+FILE.npy     a row a document, in corpus order
 """
 
 from collections.abc import Sequence

@@ -75,7 +75,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
   last_saved = checkpoints.latest()
   if last_saved is None:
-    params = starting_params(state.params, config, run.model, run.vocab, collection, shardings.params)
+    params = starting_params(state.params, config, run.model, run.vocab, collection, shardings.params, run.index)
     state = dataclasses.replace(state, params=params)
   else:
     state = checkpoints.restore(last_saved, abstract_state(state, shardings), iterator)

@@ -1,8 +1,8 @@
 """Pictures of an index of codes: what its first level gathers, how evenly levels are used, what they tell apart.
 
-    clusters          the most common codes of level 1, on the plane that sets their centres farthest apart
-    use of codes      per level, documents of each code against an even share, most common code first
-    what is left      documents that still share their codes, and (with a quantiser) the error that is left, by level
+clusters          the most common codes of level 1, on the plane that sets their centres farthest apart
+use of codes      per level, documents of each code against an even share, most common code first
+what is left      documents that still share their codes, and (with a quantiser) the error that is left, by level
 """
 
 from pathlib import Path
@@ -49,9 +49,7 @@ def draw_index(index: CodeIndex, path: str | Path, vectors: Shaped[np.ndarray, "
   return path
 
 
-def cluster_plane(
-  vectors: Float[np.ndarray, "S D"], cluster: Int[np.ndarray, "S"]
-) -> Float[np.ndarray, "S 2"]:
+def cluster_plane(vectors: Float[np.ndarray, "S D"], cluster: Int[np.ndarray, "S"]) -> Float[np.ndarray, "S 2"]:
   """Coordinates on the plane on which the clusters' means vary most."""
   names, counts = np.unique(cluster, return_counts=True)
   means = np.stack([vectors[cluster == name].mean(axis=0) for name in names])
