@@ -76,11 +76,12 @@ def plus_plus(points: Float[Array, "S D"], key: Key[Array, ""], codes: int) -> F
   def add_one(n, carry):
     chosen, distance = carry
     gumbel = jax.random.gumbel(jax.random.fold_in(key, n), distance.shape)
-    centroid = points[jnp.argmax(jnp.log(distance) + gumbel)]
+    log_weight = jnp.where(n == 0, 0.0, jnp.log(distance))  # the first one is drawn evenly
+    centroid = points[jnp.argmax(log_weight + gumbel)]
     distance = jnp.minimum(distance, jnp.sum((points - centroid[None, :]) ** 2, axis=1))
     return chosen.at[n].set(centroid), distance
 
-  start = jnp.zeros((codes, points.shape[1]), points.dtype), jnp.ones(len(points), points.dtype)
+  start = jnp.zeros((codes, points.shape[1]), points.dtype), jnp.full(len(points), jnp.inf, points.dtype)
   return jax.lax.fori_loop(0, codes, add_one, start)[0]
 
 
