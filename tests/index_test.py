@@ -1,12 +1,27 @@
 """The index command as a user types it: build, inspect, import, and training on what it built."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from diffgr_jax.docid.codes import CodeIndex
-from tests.main_test import SMALL, run
+
+SMALL = [
+  "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=2", "--config.d_ff=16",
+  "--config.vocab_size=360", "--config.batch_size=8", "--config.eval_batch_size=4", "--config.eval_splits=('valid',)",
+  "--config.warmup_steps=1",
+]  # fmt: skip
+
+
+def run(module, *flags):
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"COLUMNS": "100"}
+  return subprocess.run(
+    [sys.executable, "-m", f"diffgr_jax.{module}", *flags], capture_output=True, text=True, env=environment
+  )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +62,9 @@ def test_a_run_trains_on_the_codes_and_is_evaluated_like_titles(built, corpus_fo
   assert done.returncode == 0, done.stderr
   record = json.loads((tmp_path / "results.json").read_text())
   assert record["settings"]["canvas_length"] == 2
-  assert {"one-pass", "confidence, 4 steps, constrained", "confidence, 4 steps, free"} <= record["metrics"]["valid"].keys()
+  assert {"one-pass", "confidence, 4 steps, constrained", "confidence, 4 steps, free"} <= record["metrics"][
+    "valid"
+  ].keys()
   assert "<d0_" in done.stdout
   assert CodeIndex.load(tmp_path / "index" / "codes.npz").quantizer is not None
   refused = run("evaluate", f"--workdir={tmp_path}", f"--corpus={corpus_folder}/corpus.jsonl", "--set=decode_steps=2")

@@ -31,7 +31,9 @@ def test_after_every_rule_no_two_rows_are_alike_and_prefixes_stay(count, levels,
   assert sizes == (4,) * levels + (extra[:, -1].max() + 1,)
   costs = np.random.default_rng(seed).random((count, 30)).astype(np.float32)
   for rule in ("random", "optimal"):
-    told, sizes = collisions.resolve(rule, codes, (4,) * (levels - 1) + (30,), costs=lambda rows: costs[rows], seed=seed)
+    told, sizes = collisions.resolve(
+      rule, codes, (4,) * (levels - 1) + (30,), costs=lambda rows: costs[rows], seed=seed
+    )
     assert collisions.in_collision(told) == 0
     np.testing.assert_array_equal(told[:, :-1], codes[:, :-1])
     assert told.max() < 30

@@ -54,7 +54,9 @@ def test_the_error_falls_with_every_level_and_is_numpys(fit):
   exact = vectors.astype(np.float64)
   spread = ((exact - exact.mean(0)) ** 2).sum()
   for level, error in enumerate(errors):
-    np.testing.assert_allclose(error, ((exact - quantizer.decode(codes[:, : level + 1])) ** 2).sum() / spread, rtol=1e-4)
+    np.testing.assert_allclose(
+      error, ((exact - quantizer.decode(codes[:, : level + 1])) ** 2).sum() / spread, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("fit", [fit_residual_quantizer, fit_product_quantizer])
