@@ -20,6 +20,7 @@ from tqdm import tqdm
 from diffgr_jax.docid.vectors import QUIET_SECONDS
 
 RULES = ("none", "extra_level", "random", "optimal")
+Rows = Int[np.ndarray, "_"]  # each group has a length of its own
 Costs = Callable[[Int[np.ndarray, "n"]], Float[np.ndarray, "n K"]]  # rows -> error with each code of the last level
 _BATCH = 4096  # documents whose costs are held at a time, or one group where it has more
 
@@ -83,7 +84,7 @@ def _ordinals(codes: Int[np.ndarray, "N L"]) -> Int[np.ndarray, "N"]:
   return ordinals
 
 
-def _groups_in_collision(codes: Int[np.ndarray, "N L"]) -> list[Int[np.ndarray, "n"]]:
+def _groups_in_collision(codes: Int[np.ndarray, "N L"]) -> list[Rows]:
   """The rows (rising) of each set of documents with equal first L-1 codes, where two of it are equal in all."""
   prefixes, inverse = np.unique(codes[:, :-1], axis=0, return_inverse=True)
   inverse = inverse.reshape(-1) if codes.shape[1] > 1 else np.zeros(len(codes), np.int64)
@@ -94,7 +95,7 @@ def _groups_in_collision(codes: Int[np.ndarray, "N L"]) -> list[Int[np.ndarray, 
 
 
 def _random_last(
-  codes: Int[np.ndarray, "N L"], size: int, groups: list[Int[np.ndarray, "n"]], seed: int
+  codes: Int[np.ndarray, "N L"], size: int, groups: list[Rows], seed: int
 ) -> Int[np.ndarray, "N L"]:
   rng = np.random.default_rng(seed)
   codes = codes.copy()
@@ -107,7 +108,7 @@ def _random_last(
 
 
 def _optimal_last(
-  codes: Int[np.ndarray, "N L"], groups: list[Int[np.ndarray, "n"]], costs: Costs
+  codes: Int[np.ndarray, "N L"], groups: list[Rows], costs: Costs
 ) -> Int[np.ndarray, "N L"]:
   """A group without a collision already has the best codes: only those with one are assigned anew."""
   codes = codes.copy()
@@ -122,7 +123,7 @@ def _optimal_last(
   return codes
 
 
-def _batches_of(groups: list[Int[np.ndarray, "n"]]):
+def _batches_of(groups: list[Rows]):
   """Groups gathered until they hold about `_BATCH` documents."""
   batch, held = [], 0
   for rows in groups:

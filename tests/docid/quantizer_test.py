@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_said():
   vectors = vectors_of(20, 6)
   with pytest.raises(ValueError, match="width 6 into equal parts: 4 levels do not fit"):
     fit_product_quantizer(vectors, 4, 4)
-  with pytest.raises(ValueError, match="21 codes a level need .* there are 20"):
+  with pytest.raises(ValueError, match=r"21 codes a level need .* there are 20"):
     fit_residual_quantizer(vectors, 2, 21)
   with pytest.raises(ValueError, match="at least 1 level, not 0"):
     fit_residual_quantizer(vectors, 0, 4)

@@ -52,7 +52,7 @@ def test_a_file_that_holds_no_vectors_is_named(array, message, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{'descr'"])
 def test_a_broken_file_is_one_line(content, tmp_path):
   (tmp_path / "v.npy").write_bytes(content)
-  with pytest.raises(ValueError, match="is no .npy file of numbers") as error:
+  with pytest.raises(ValueError, match=r"is no \.npy file of numbers") as error:
     vec.read_vectors(tmp_path / "v.npy")
   assert "\n" not in str(error.value)
 
