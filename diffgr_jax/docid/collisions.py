@@ -94,9 +94,7 @@ def _groups_in_collision(codes: Int[np.ndarray, "N L"]) -> list[Rows]:
   return [rows for rows in groups if len(np.unique(codes[rows, -1])) < len(rows)]
 
 
-def _random_last(
-  codes: Int[np.ndarray, "N L"], size: int, groups: list[Rows], seed: int
-) -> Int[np.ndarray, "N L"]:
+def _random_last(codes: Int[np.ndarray, "N L"], size: int, groups: list[Rows], seed: int) -> Int[np.ndarray, "N L"]:
   rng = np.random.default_rng(seed)
   codes = codes.copy()
   for rows in groups:
@@ -107,9 +105,7 @@ def _random_last(
   return codes
 
 
-def _optimal_last(
-  codes: Int[np.ndarray, "N L"], groups: list[Rows], costs: Costs
-) -> Int[np.ndarray, "N L"]:
+def _optimal_last(codes: Int[np.ndarray, "N L"], groups: list[Rows], costs: Costs) -> Int[np.ndarray, "N L"]:
   """A group without a collision already has the best codes: only those with one are assigned anew."""
   codes = codes.copy()
   with tqdm(total=len(groups), unit="group", desc="assigning", delay=QUIET_SECONDS, leave=False) as bar:

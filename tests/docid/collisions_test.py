@@ -58,7 +58,7 @@ def test_random_keeps_the_first_and_draws_what_the_group_does_not_use():
 def test_the_optimal_rule_is_the_best_of_all_assignments(seed, monkeypatch):
   monkeypatch.setattr(collisions, "_BATCH", 5)  # several batches of groups
   rng = np.random.default_rng(seed)
-  prefix = rng.integers(3, size=(11, 1))
+  prefix = rng.permutation(np.arange(11) % 3)[:, None]  # groups of at most 4
   costs = rng.random((11, 6)).astype(np.float32)
   codes = np.concatenate([prefix, costs.argmin(1)[:, None]], axis=1).astype(np.int32)
   told, _ = collisions.resolve("optimal", codes, (3, 6), costs=lambda rows: costs[rows])
