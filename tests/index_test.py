@@ -17,10 +17,45 @@ SMALL = [
 ]  # fmt: skip
 
 
+# Programs that run a few times are not worth the compiler's effort.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+  "COLUMNS": "100", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}  # fmt: skip
+
+MISTAKES = [
+  ([], "the first argument is one of build, inspect, import, and none is given"),
+  (["bild"], "the first argument is one of build, inspect, import, not 'bild'"),
+  (["build", "--corpus=pydocs"], "index build needs --out"),
+  (["build", "--out=/tmp/x.json"], "ends in .npz"),
+  (["build", "--out=/tmp/x.npz"], "--corpus is one of pydocs, folder; only --vectors=FILE.npy goes without"),
+  (["inspect", "--index=/no/such.npz"], "No such file"),
+  (["inspect", "--index=README.md"], "README.md is no DocID index of codes"),
+  (["inspect", "--index=a.npz", "--levels=3"], "index inspect takes no --levels; it takes --index, --vectors"),
+  (["import", "--json=README.md", "--out=/tmp/x.npz"], "README.md is no JSON"),
+  (["build", "--vectors=README.npy", "--out=/tmp/x.npz"], "No such file"),
+]
+
+# One process for all of them: each start of Python with JAX takes seconds.
+MAKE_MISTAKES = """
+import contextlib, io, json, sys
+from absl.testing import flagsaver
+from diffgr_jax import cli, index
+
+for arguments in json.loads(sys.argv[1]):
+  code, errors = 0, io.StringIO()
+  with flagsaver.flagsaver(), contextlib.redirect_stderr(errors):
+    sys.argv = ["index", *arguments]
+    try:
+      cli.run(index.main, actions=index.ACTIONS)
+    except SystemExit as stop:
+      code = stop.code
+  print(json.dumps([code, errors.getvalue()]))
+"""
+
+
 def run(module, *flags):
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"COLUMNS": "100"}
   return subprocess.run(
-    [sys.executable, "-m", f"diffgr_jax.{module}", *flags], capture_output=True, text=True, env=environment
+    [sys.executable, "-m", f"diffgr_jax.{module}", *flags], capture_output=True, text=True, env=ENVIRONMENT
   )
 
 
@@ -78,24 +113,20 @@ def test_a_run_trains_on_the_codes_and_is_evaluated_like_titles(built, corpus_fo
   assert again["Hit@1"] == record["metrics"]["valid"]["one-pass"]["Hit@1"]
 
 
-@pytest.mark.parametrize(
-  "flags, message",
-  [
-    ([], "the first argument is one of build, inspect, import, and none is given"),
-    (["bild"], "the first argument is one of build, inspect, import, not 'bild'"),
-    (["build", "--corpus=pydocs"], "index build needs --out"),
-    (["build", "--out=/tmp/x.json"], "ends in .npz"),
-    (["build", "--out=/tmp/x.npz"], "--corpus is one of pydocs, folder; only --vectors=FILE.npy goes without"),
-    (["inspect", "--index=/no/such.npz"], "No such file"),
-    (["inspect", "--index=README.md"], "README.md is no DocID index of codes"),
-    (["inspect", "--index=a.npz", "--levels=3"], "index inspect takes no --levels; it takes --index, --vectors"),
-    (["import", "--json=README.md", "--out=/tmp/x.npz"], "README.md is no JSON"),
-    (["build", "--vectors=README.npy", "--out=/tmp/x.npz"], "No such file"),
-  ],
-)
-def test_a_mistake_is_one_line_and_a_code(flags, message):
-  done = run("index", *flags)
-  assert done.returncode == 1
-  assert "Traceback" not in done.stderr
-  (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-  assert message in line
+@pytest.fixture(scope="module")
+def mistaken():
+  arguments = json.dumps([flags for flags, _ in MISTAKES])
+  done = subprocess.run(
+    [sys.executable, "-c", MAKE_MISTAKES, arguments], capture_output=True, text=True, env=ENVIRONMENT
+  )
+  assert done.returncode == 0, done.stderr
+  return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("case", range(len(MISTAKES)), ids=[" ".join(flags) or "none" for flags, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_a_code(mistaken, case):
+  code, errors = mistaken[case]
+  assert code == 1
+  assert "Traceback" not in errors
+  (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+  assert MISTAKES[case][1] in line
