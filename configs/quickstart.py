@@ -48,6 +48,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.docid = "title"  # title | leading (tokens of the text) | codes (learned, python -m diffgr_jax.index)
   config.docid_index = ""  # with docid codes: the .npz that python -m diffgr_jax.index build wrote
   config.canvas_length = 12  # tokens of a DocID with its EOS; 0: the longest one's; codes have their own
+  # Token rows for learned DocIDs, <d0_0> ...: levels x codes of each, behind the text pieces. 0 and 0: as many as the
+  # index of docid codes needs, and none for words.
+  config.docid_levels = 0
+  config.docid_codes = 0
   config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example
     {"indexing": 0.35, "queries": 0.15, "pseudo": 0.5}
   )
@@ -87,6 +91,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.b2 = 0.98
   config.weight_decay = 0.01
   config.clip_norm = 1.0
+  config.embedding_rate = 1.0  # share of the learning rate for the token embeddings; 0: they stay as they start
 
   # Devices: sizes of the mesh axes replica, data, fsdp, tensor, sequence; -1 is what is left.
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
@@ -105,6 +110,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.policy = "confidence"  # random | confidence | margin | entropy | threshold
   config.threshold = 0.9  # of the threshold policy
   config.remask = 0  # low-confidence tokens taken back after a step
+  config.nelbo_queries = 256  # of a split, at most, whose likelihood is bounded (16 forward passes each); 0: none
   config.dense = ""  # a dense encoder to compare with: minilm, or a Hugging Face folder; "": none
   config.show_queries = 3  # worked queries printed at the end
   return config.lock()

@@ -13,7 +13,7 @@ from diffgr_jax.docid.codes import CodeIndex
 SMALL = [
   "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=2", "--config.d_ff=16",
   "--config.vocab_size=360", "--config.batch_size=8", "--config.eval_batch_size=4", "--config.eval_splits=('valid',)",
-  "--config.warmup_steps=1",
+  "--config.warmup_steps=1", "--config.nelbo_queries=0", "--config.show_queries=1",
 ]  # fmt: skip
 
 

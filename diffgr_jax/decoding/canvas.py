@@ -125,6 +125,7 @@ def denoise_step(
   *,
   denoise: Denoiser,
   options: DecodeOptions,
+  rows: Int[Array, "U"] | None = None,
 ) -> tuple[DecodeState, Stats]:
   """Runs one forward pass and the commitments that follow from it. Finished rows stay as they are.
 
@@ -138,6 +139,7 @@ def denoise_step(
     temperature: 0 takes the most likely token, above 0 samples.
     denoise: the model.
     options: the rest.
+    rows: `constraint.used_rows` of the codes, or None.
 
   Returns:
     The next state, and the statistics that the policy saw at the start of this step.
@@ -172,6 +174,7 @@ def denoise_step(
       codes=codes,
       mask_id=options.mask_id,
       finish_when_unique=options.finish_when_unique,
+      rows=rows,
     )
 
   state = replace(
@@ -203,6 +206,7 @@ def decode_canvas(
   steps: int | Int[ArrayLike, ""],
   temperature: float | Float[ArrayLike, ""] = 0.0,
   codes: Int[ArrayLike, "N L"] | None = None,
+  rows: Int[ArrayLike, "U"] | None = None,
 ) -> DecodeState:
   """Denoises until no row has a MASK, in at most `steps` forward passes, without leaving the device.
 
@@ -218,6 +222,7 @@ def decode_canvas(
     temperature: 0 takes the most likely token; above 0 samples from the model's distribution at that temperature.
     codes: the DocID index; when given, every canvas ends as one of its rows. A row whose given positions agree with no
       document keeps its MASKs, and has no document alive.
+    rows: `constraint.used_rows(codes)`: the same DocIDs, without statistics over the tokens that none of them holds.
 
   Returns:
     The last state; `step` is the number of forward passes spent on the batch.
@@ -227,7 +232,7 @@ def decode_canvas(
       or a constraint with blocks or a policy that cannot serve it.
   """
   inputs = _check(prompt, canvas, row_seeds, banned, codes, steps, temperature, options)
-  return _decode_loop(params, *inputs, denoise=denoise, options=options)
+  return _decode_loop(params, *inputs, None if rows is None else jnp.asarray(rows), denoise=denoise, options=options)
 
 
 def decode_canvas_steps(
@@ -242,6 +247,7 @@ def decode_canvas_steps(
   steps: int,
   temperature: float = 0.0,
   codes: Int[ArrayLike, "N L"] | None = None,
+  rows: Int[ArrayLike, "U"] | None = None,
 ) -> Iterator[tuple[DecodeState, Stats | None]]:
   """The same decoder, one Python step at a time, for notebooks, streaming and traces.
 
@@ -255,21 +261,24 @@ def decode_canvas_steps(
   )
   state = init_state(canvas, row_seeds, banned, codes, options.mask_id)
   yield state, None
+  rows = None if rows is None else jnp.asarray(rows)
+  step = functools.partial(denoise_step, denoise=denoise, options=options, rows=rows)
   while int(state.step) < steps and bool(unfinished_rows(state, options.mask_id).any()):
-    state, stats = denoise_step(params, prompt, state, banned, codes, budget, heat, denoise=denoise, options=options)
+    state, stats = step(params, prompt, state, banned, codes, budget, heat)
     yield state, stats
 
 
 @functools.partial(jax.jit, static_argnames=("denoise", "options"))
 def _decode_loop(
-  params, prompt, canvas, row_seeds, banned, codes, steps, temperature, *, denoise, options
+  params, prompt, canvas, row_seeds, banned, codes, steps, temperature, rows, *, denoise, options
 ) -> DecodeState:
+  step = functools.partial(denoise_step, denoise=denoise, options=options, rows=rows)
+
   def more(state: DecodeState) -> Bool[Array, ""]:
     return (state.step < steps) & unfinished_rows(state, options.mask_id).any()
 
   def body(state: DecodeState) -> DecodeState:
-    state, _ = denoise_step(params, prompt, state, banned, codes, steps, temperature, denoise=denoise, options=options)
-    return state
+    return step(params, prompt, state, banned, codes, steps, temperature)[0]
 
   return jax.lax.while_loop(more, body, init_state(canvas, row_seeds, banned, codes, options.mask_id))
 

@@ -14,7 +14,9 @@ Whatever the order, the canvas can then always be completed to a row, and ends a
 each commitment, from the model's probabilities renormalised over the tokens still allowed: a position that the
 earlier commitments have decided has confidence 1.
 
-Cost of a turn: O(B N L) time for the allowed tokens and O(B L V) for the statistics; memory O(B N + B L V).
+Cost of a turn: O(B N L) time for the allowed tokens and O(B L U) for the statistics; memory O(B N + B L U). U is the
+number of vocabulary rows that some DocID holds where `rows` names them, and V otherwise: a token that no DocID holds is
+never allowed, so leaving it out changes nothing.
 Rows of `codes` that are equal (colliding DocIDs) live and die together, which changes nothing.
 """
 
@@ -24,8 +26,14 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
 
 from diffgr_jax.decoding.policies import Budget, Commits, Policy, Stats, position_stats
+
+
+def used_rows(codes: Int[np.ndarray, "N L"]) -> Int[np.ndarray, "U"]:
+  """The vocabulary rows that some DocID holds, rising: what `rows` takes."""
+  return np.unique(codes)
 
 
 def agreeing_documents(canvas: Int[Array, "B L"], codes: Int[Array, "N L"], mask_id: int) -> Bool[Array, "B N"]:
@@ -109,6 +117,7 @@ def commit_in_turn(
   codes: Int[Array, "N L"],
   mask_id: int,
   finish_when_unique: bool,
+  rows: Int[Array, "U"] | None = None,
 ) -> tuple[Commits, Bool[Array, "B N"], Stats]:
   """Commits the positions that the policy takes one after the other, so that the canvas never leaves the set.
 
@@ -123,11 +132,18 @@ def commit_in_turn(
     codes: the DocID index.
     mask_id: the id of MASK.
     finish_when_unique: when one DocID is left alive, also commits everything that is still masked, and reopens nothing.
+    rows: `used_rows` of the codes, to spend nothing on the other tokens; None: all.
 
   Returns:
     What to write; the documents alive after it; and the statistics at the start of the step.
   """
-  rows = jnp.arange(canvas.shape[0])
+  vocab = log_probs.shape[-1]
+  if rows is None:
+    rows, columns = jnp.arange(vocab, dtype=canvas.dtype), codes
+  else:  # from here on tokens are columns: places in `rows`
+    columns = jnp.zeros((vocab,), codes.dtype).at[rows].set(jnp.arange(len(rows), dtype=codes.dtype))[codes]
+    log_probs, scores = log_probs[:, :, rows], scores[:, :, rows]
+  row = jnp.arange(canvas.shape[0])
   masked_count = jnp.sum(canvas == mask_id, axis=-1)
 
   def extra(base: Int[Array, "B"]) -> Int[Array, "B"]:
@@ -138,23 +154,24 @@ def commit_in_turn(
     return more & (t.canvas == mask_id).any(axis=-1) & t.alive.any(axis=-1)
 
   def turn(t: _Turns) -> _Turns:
-    allowed = allowed_tokens(t.alive, codes, log_probs.shape[-1])
+    allowed = allowed_tokens(t.alive, columns, len(rows))
     restricted = restrict(log_probs, allowed)
     priority = policy.priority(position_stats(restricted), row_keys)
     place = jnp.argmax(jnp.where(t.canvas == mask_id, priority, -jnp.inf), axis=-1)
     takes = functools.partial(_takes, policy, budget)
-    taken = unfinished(t) & t.going & takes(priority[rows, place], t.turn)
+    taken = unfinished(t) & t.going & takes(priority[row, place], t.turn)
     base = jnp.where(taken, t.turn + 1, t.base)
     commit = unfinished(t) & (taken | (t.turn < base + extra(base)))
 
-    score = jnp.maximum(scores[rows, place], jnp.finfo(scores.dtype).min)  # allowed stays above -inf
-    token = jnp.argmax(jnp.where(allowed[rows, place], score, -jnp.inf), axis=-1).astype(canvas.dtype)
-    probability = jnp.exp(restricted[rows, place, token])
-    agrees = codes.T[place] == token[:, None]
+    score = jnp.maximum(scores[row, place], jnp.finfo(scores.dtype).min)  # allowed stays above -inf
+    column = jnp.argmax(jnp.where(allowed[row, place], score, -jnp.inf), axis=-1)
+    token = rows[column].astype(canvas.dtype)
+    probability = jnp.exp(restricted[row, place, column])
+    agrees = columns.T[place] == column[:, None]
     return _Turns(
-      canvas=t.canvas.at[rows, place].set(jnp.where(commit, token, t.canvas[rows, place])),
+      canvas=t.canvas.at[row, place].set(jnp.where(commit, token, t.canvas[row, place])),
       alive=jnp.where(commit[:, None], t.alive & agrees, t.alive),
-      confidence=t.confidence.at[rows, place].set(jnp.where(commit, probability, t.confidence[rows, place])),
+      confidence=t.confidence.at[row, place].set(jnp.where(commit, probability, t.confidence[row, place])),
       base=base,
       # If no priority, however high, would go on, the next turn need not be computed.
       going=taken & takes(jnp.full_like(probability, jnp.inf), t.turn + 1),
@@ -170,7 +187,7 @@ def commit_in_turn(
     turn=jnp.int32(0),
   )
   last = jax.lax.while_loop(lambda t: unfinished(t).any(), turn, start)
-  stats = position_stats(restrict(log_probs, allowed_tokens(alive, codes, log_probs.shape[-1])))
+  stats = position_stats(restrict(log_probs, allowed_tokens(alive, columns, len(rows))))
 
   tokens, confidence, reopen = last.canvas, last.confidence, extra(last.base)
   if finish_when_unique:

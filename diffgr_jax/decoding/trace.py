@@ -64,6 +64,7 @@ def trace_decode(
   steps: int,
   temperature: float = 0.0,
   codes: Int[ArrayLike, "N L"] | None = None,
+  rows: Int[ArrayLike, "U"] | None = None,
 ) -> Trace:
   """Decodes as `decode_canvas` does, with the same arguments and the same tokens, and records every step."""
   canvases, step_maps, commit_confidence, confidence, entropy, alive = [], [], [], [], [], []
@@ -78,6 +79,7 @@ def trace_decode(
     steps=steps,
     temperature=temperature,
     codes=codes,
+    rows=rows,
   ):
     canvases.append(state.canvas)
     step_maps.append(state.step_map)

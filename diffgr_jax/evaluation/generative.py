@@ -180,6 +180,7 @@ def _place_generated(run, params, index, method, prompts, judged, which):
     options=method.options,
     steps=method.steps,
     codes=codes if method.constrained else None,
+    rows=index["rows"] if method.constrained else None,
   )
   count = which.stop - which.start
   matches = np.asarray(matching_documents(state.canvas, codes, scored))[:count]

@@ -35,7 +35,7 @@ from diffgr_jax.training.metrics import recorded_seconds
 from diffgr_jax.training.run import Run, load_data, make_docids
 from diffgr_jax.training.start import pretrained_folder
 
-_NLL_QUERIES, _NLL_SAMPLES = 256, 16
+_NLL_SAMPLES = 16
 
 
 def evaluate_run(
@@ -192,13 +192,15 @@ def _evaluate_split(
     if label != "BM25":
       interval = paired_bootstrap(per_query[label]["Hit@1"], per_query["BM25"]["Hit@1"], seed=0)
       figures |= {"Hit@1 - BM25 low": interval.low, "Hit@1 - BM25 high": interval.high}
-  rows[methods[0].name]["NELBO"] = _nelbo(run, params, judged, index)
+  if run.config.nelbo_queries:
+    rows[methods[0].name]["NELBO"] = _nelbo(run, params, judged, index)
   return rows
 
 
 def _nelbo(run: Run, params: Any, judged: Judged, index: DocIdIndex) -> float:
   """Mean bound on -log p(DocID | query) in nats per DocID, of the first queries and their first document."""
-  texts, documents = judged.texts[:_NLL_QUERIES], [rows[0] for rows in judged.relevant[:_NLL_QUERIES]]
+  asked = run.config.nelbo_queries
+  texts, documents = judged.texts[:asked], [rows[0] for rows in judged.relevant[:asked]]
   docid = jnp.asarray(index.codes[documents])
   estimate = estimate_nll(
     params,

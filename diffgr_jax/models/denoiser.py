@@ -4,9 +4,15 @@
     .  .  BOS q1 q2 SEP   |   M  M  M  M        one bidirectional pass; logits are taken at the canvas only
     0  0   0  0  0   0    |   1  2  3  4        slots: which place of the DocID a position is, as a learned vector
 
-Without slots an all-masked canvas is the same vector everywhere, and only rotary attention can tell its places apart.
+Without slots an all-masked canvas is the same vector everywhere, and positions must tell its places apart. Rotary ones
+do, by their distance to the prompt. A learned table (BERT) knows no distances: there the canvas always stands at the
+positions from the prompt's width on, however long the query is, so that a place of the DocID has one position vector.
+
+    . . . BOS q1 SEP | M M M        rotary:  . . . 0 1 2 | 3 4 5        learned:  . . . 0 1 2 | 6 7 8
+    . BOS q1 q2 q3 SEP | M M M               . 0 1 2 3 4 | 5 6 7                  . 0 1 2 3 4 | 6 7 8
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -35,11 +41,15 @@ class CanvasDenoiser:
     model = bind(self.config, params)
     tokens = jnp.concatenate([prompt, canvas], axis=-1)
     valid = jnp.concatenate([prompt != self.pad_id, jnp.ones_like(canvas, dtype=bool)], axis=-1)
+    layout = padded_layout(valid)
+    if self.config.position_encoding == "learned":
+      fixed = jnp.broadcast_to(prompt.shape[1] + jnp.arange(canvas.shape[1]), canvas.shape)
+      layout = dataclasses.replace(layout, position=layout.position.at[:, prompt.shape[1] :].set(fixed))
     types = None
     if self.slots:
       slot = jnp.concatenate([jnp.zeros(prompt.shape[1], jnp.int32), 1 + jnp.arange(canvas.shape[1])])
       types = jnp.broadcast_to(slot[None], tokens.shape)
-    hidden = model(tokens, padded_layout(valid), pattern="bidirectional", token_types=types)
+    hidden = model(tokens, layout, pattern="bidirectional", token_types=types)
     first = prompt.shape[1] - (self.config.alignment == "shifted")
     return model, model.output_features(hidden[:, first : first + canvas.shape[1]])
 

@@ -66,7 +66,12 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     final_fraction=config.final_lr_fraction,
   )
   optimizer = make_optimizer(
-    schedule, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+    schedule,
+    b1=config.b1,
+    b2=config.b2,
+    weight_decay=config.weight_decay,
+    clip_norm=config.clip_norm,
+    embedding_rate=config.embedding_rate,
   )
   shardings = state_shardings(run.model, optimizer, mesh, config.rules)
   state = create_state(run.model, optimizer, shardings, config.seed)
@@ -75,7 +80,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
   last_saved = checkpoints.latest()
   if last_saved is None:
-    params = starting_params(state.params, config, run.model, run.vocab, collection, shardings.params, run.index)
+    params = starting_params(state.params, config, run.model, run.vocab, run.index, collection, shardings.params)
     state = dataclasses.replace(state, params=params)
   else:
     state = checkpoints.restore(last_saved, abstract_state(state, shardings), iterator)

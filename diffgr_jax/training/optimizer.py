@@ -28,14 +28,32 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-  schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, clip_norm: float
+  schedule: optax.Schedule,
+  *,
+  b1: float,
+  b2: float,
+  weight_decay: float,
+  clip_norm: float,
+  embedding_rate: float = 1.0,
 ) -> optax.GradientTransformation:
-  """Clips the gradient's global norm, then AdamW; matrices and tables decay, norms and biases do not."""
+  """Clips the gradient's global norm, then AdamW; matrices and tables decay, norms and biases do not.
+
+  `embedding_rate` is the share of the learning rate that the token embeddings get. Every row of a tied table has a
+  gradient at every step, if a tiny one (its share of the softmax), and Adam's step does not know how tiny: at the full
+  rate the rows of words that no DocID holds, which queries are read by, drift as fast as those that are learned.
+  """
 
   def decays(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
 
-  return optax.chain(
+  steps = [
     optax.clip_by_global_norm(clip_norm),
     optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
-  )
+  ]
+  if embedding_rate != 1.0:
+    steps.append(optax.masked(optax.scale(embedding_rate), _is_token_table))
+  return optax.chain(*steps)
+
+
+def _is_token_table(params):
+  return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "embed", params)

@@ -27,10 +27,10 @@ _AT_LEAST = {
   "batch_size": 1, "microbatches": 1, "steps": 1, "warmup_steps": 0, "prompt_length": 4, "canvas_length": 0,
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
   "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "prior_weight": 0,
-  "weight_decay": 0, "remask": 0,
+  "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
-_SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction")
+_SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate")
 
 
 def check_config(config: Config) -> None:
@@ -62,6 +62,11 @@ def check_config(config: Config) -> None:
     )
   if min(config.mixture.values()) < 0 or sum(config.mixture.values()) <= 0:
     raise ValueError(f"config.mixture holds weights of at least 0, one of them above 0, not {config.mixture.to_dict()}")
+  if (config.docid_levels == 0) != (config.docid_codes == 0):
+    raise ValueError(
+      "config.docid_levels and config.docid_codes are both 0 (no DocID code rows) or both above it, not"
+      f" {config.docid_levels} and {config.docid_codes}"
+    )
   make_policy(config.policy, config.threshold)
   make_process(config.process, config.schedule, config.all_masked_fraction)
   _check_start(config)

@@ -19,6 +19,7 @@ from diffgr_jax.data.collection import load_collection
 from diffgr_jax.data.pretrained_vocab import pretrained_vocabulary
 from diffgr_jax.data.records import Collection, Document
 from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
+from diffgr_jax.decoding.constraint import used_rows
 from diffgr_jax.decoding.denoiser import banned_tokens
 from diffgr_jax.diffusion.corruption import make_process
 from diffgr_jax.docid.codes import CodeIndex, docid_index, vocabulary_size
@@ -34,16 +35,18 @@ from diffgr_jax.training.start import pretrained_folder, pretrained_model
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
   "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
-  "ce_chunk", "show_queries", "dense",
+  "ce_chunk", "show_queries", "dense", "nelbo_queries",
 }  # fmt: skip
 
 # What a field was before it existed.
-_OLDER = {"docid": "title", "docid_index": ""}
+_OLDER = {
+  "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
+}  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
-  "eval_batch_size": int, "eval_splits": list, "dense": str,
+  "eval_batch_size": int, "eval_splits": list, "dense": str, "nelbo_queries": int,
 }  # fmt: skip
 
 
@@ -68,13 +71,14 @@ class Run:
     return banned_tokens(self.model.vocab_size, vocab.size, [vocab.mask_id, vocab.bos_id, vocab.sep_id])
 
   def device_index(self, index: DocIdIndex | None = None) -> dict[str, Array]:
-    """What scoring reads of a DocID index (default: the run's own): codes, scored, log_frequency."""
+    """What scoring and decoding read of a DocID index (default: the run's own): codes, scored, log_frequency, rows."""
     index = self.index if index is None else index
     log_frequency = index.log_frequency(self.model.vocab_size)
     return {
       "codes": jnp.asarray(index.codes),
       "scored": jnp.asarray(index.scored),
       "log_frequency": jnp.asarray(log_frequency),
+      "rows": jnp.asarray(used_rows(index.codes)),
     }
 
   def set_decoding(self, assignments: Sequence[str]) -> None:
@@ -127,14 +131,11 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
     run = open_run(workdir)
     return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, remat=config.remat)), collection
   codes = CodeIndex.load(config.docid_index) if config.docid == CODES else None
-  levels, size = (0, 0) if codes is None else vocabulary_size(codes)
+  code_rows = _code_rows(config, codes)
   if config.start == "pretrained":
-    vocab = pretrained_vocabulary(pretrained_folder(config.pretrained), levels, size)
+    vocab = pretrained_vocabulary(pretrained_folder(config.pretrained), **code_rows)
   else:
-    texts = _training_texts(collection)
-    vocab = train_vocabulary(
-      texts, config.vocab_size, split_case=config.split_case, docid_levels=levels, docid_codes=size
-    )
+    vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case, **code_rows)
   index = make_docids(config, collection.documents, vocab, codes, config.canvas_length or None)
   if config.start == "pretrained":
     model = pretrained_model(pretrained_folder(config.pretrained), vocab, config.remat, config.compute_dtype)
@@ -195,6 +196,14 @@ def open_run(workdir: Path) -> Run:
     DocIdIndex.load(workdir / "index"),
     TransformerConfig.from_dict(record["model"]),
   )
+
+
+def _code_rows(config: Config, codes: CodeIndex | None) -> dict[str, int]:
+  """Levels and codes of a level that the vocabulary gets: what the config asks for, else what the index needs."""
+  levels, size = config.docid_levels, config.docid_codes
+  if codes is not None and not levels:
+    levels, size = vocabulary_size(codes)
+  return {"docid_levels": levels, "docid_codes": size}
 
 
 def _check_same_run(config: Config, collection: Collection, workdir: Path) -> None:

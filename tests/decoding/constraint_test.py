@@ -6,6 +6,7 @@ import pytest
 
 from diffgr_jax.decoding import constraint
 from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas, decode_canvas_steps, forwards_per_row
+from diffgr_jax.decoding.constraint import used_rows
 from diffgr_jax.decoding.policies import Confidence, Entropy, Margin, Random, Threshold
 
 
@@ -121,6 +122,25 @@ def test_the_result_is_always_a_row_of_codes(toy, policy, remask):
       assert all(tuple(row) in rows for row in state.canvas.tolist())
       equal = (np.asarray(state.canvas)[:, None] == codes[None]).all(-1)
       assert (np.asarray(state.alive) == equal).all()  # those that collide stay alive together
+
+
+@pytest.mark.parametrize("policy, temperature", [(Confidence(), 0.0), (Entropy(), 0.0), (Margin(), 2.0)])
+def test_statistics_over_the_rows_in_use_change_nothing(toy, policy, temperature):
+  options = DecodeOptions(policy, toy.mask, remask=1, finish_when_unique=False)
+  for seed in range(6):
+    codes, _ = toy.codes(seed, 40)
+    prompt, _, row_seeds, banned = toy.inputs(seed, 4)
+    rows = used_rows(codes)
+    assert len(rows) < toy.vocab
+    assert rows.tolist() == sorted(set(codes.reshape(-1).tolist()))
+    inputs = (toy.params(seed), prompt, np.full((4, toy.length), toy.mask), row_seeds, banned)
+    spec = dict(denoise=toy.denoise, options=options, steps=3, temperature=temperature, codes=codes)
+    plain, quick = decode_canvas(*inputs, **spec), decode_canvas(*inputs, rows=rows, **spec)
+    for state in (quick, [state for state, _ in decode_canvas_steps(*inputs, rows=rows, **spec)][-1]):
+      np.testing.assert_array_equal(state.canvas, plain.canvas)
+      np.testing.assert_array_equal(state.step_map, plain.step_map)
+      np.testing.assert_array_equal(state.alive, plain.alive)
+      np.testing.assert_allclose(state.confidence, plain.confidence, rtol=1e-5)
 
 
 def test_every_state_on_the_way_can_still_become_a_document(toy):

@@ -159,6 +159,18 @@ def test_denoiser_reads_the_canvas_logits_of_the_whole_sequence(alignment):
   assert hash(CanvasDenoiser(config, 0)) == hash(CanvasDenoiser(dataclasses.replace(config), 0))
 
 
+def test_a_learned_position_table_gives_a_place_of_the_canvas_one_position_whatever_the_query():
+  config = dataclasses.replace(TINY, position_encoding="learned", max_positions=16)
+  params = random_params(config)
+  prompt, canvas = jnp.asarray([[0, 0, 7, 8], [9, 5, 7, 8]]), jnp.full((2, 3), 4)
+  tokens = jnp.concatenate([prompt, canvas], axis=1)
+  layout = padded_layout(tokens != 0)
+  layout = dataclasses.replace(layout, position=jnp.asarray([[0, 0, 0, 1, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]]))
+  model = bind(config, params)
+  expected = model.logits(model(tokens, layout))[:, 4:]
+  np.testing.assert_allclose(CanvasDenoiser(config, 0)(params, prompt, canvas), expected, atol=1e-5)
+
+
 def test_slots_tell_the_places_of_an_all_masked_canvas_apart():
   config = dataclasses.replace(TINY, token_types=4)
   params = random_params(config)

@@ -34,3 +34,13 @@ def test_matrices_decay_and_norms_do_not():
   np.testing.assert_allclose(updates["mlp"]["kernel"], -0.05 * np.ones((2, 2)), rtol=1e-5)
   assert not updates["mlp"]["bias"].any()
   assert not updates["norm"]["scale"].any()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_token_embeddings_may_move_at_a_share_of_the_rate(rate):
+  options = dict(b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1e9)
+  optimizer = make_optimizer(lambda _: 0.1, **options, embedding_rate=rate)
+  params = {"embed": {"embedding": jnp.ones((3, 2))}, "type_embed": {"embedding": jnp.ones((3, 2))}}
+  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  np.testing.assert_allclose(updates["type_embed"]["embedding"], -0.1 * np.ones((3, 2)), rtol=1e-4)
+  np.testing.assert_allclose(updates["embed"]["embedding"], -0.1 * rate * np.ones((3, 2)), rtol=1e-4)

@@ -25,6 +25,8 @@ from diffgr_jax.training.options import check_batch, check_config
     (dict(docid="words"), "config.docid is one of title, leading, codes, not 'words'"),
     (dict(docid="codes"), "config.docid_index must name a file when config.docid is 'codes'"),
     (dict(docid_index="i.npz"), "and only then: they are 'i.npz' and 'title'"),
+    (dict(docid_levels=4), "config.docid_levels and config.docid_codes are both 0 .* not 4 and 0"),
+    (dict(docid_levels=-1), "config.docid_levels is at least 0, not -1"),
     (dict(n_kv_heads=3), "multiple of model.n_kv_heads"),
     (dict(mixture={"indexing": 0.0, "queries": 0.0, "pseudo": 0.0}), "config.mixture holds weights"),
     (dict(compute_dtype="float16"), "model.compute_dtype is one of float32, bfloat16, not 'float16'"),

@@ -10,6 +10,8 @@ import pytest
 
 from diffgr_jax.data.records import Collection, Document, Query
 from diffgr_jax.data.vocab import Vocabulary
+from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas
+from diffgr_jax.decoding.policies import make_policy
 from diffgr_jax.models.transformer import abstract_params, init_params
 from diffgr_jax.training import loop, start
 from diffgr_jax.training.options import check_config
@@ -66,7 +68,7 @@ def test_the_corpus_start_answers_with_the_company_of_the_querys_words(tiny_conf
   run, collection = prepare_run(tiny_config, tmp_path)
   shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract_params(run.model))
   fresh = init_params(run.model, jax.random.key(0))
-  params = start.starting_params(fresh, tiny_config, run.model, run.vocab, collection, shardings)
+  params = start.starting_params(fresh, tiny_config, run.model, run.vocab, run.index, collection, shardings)
   assert not np.array_equal(params["embed"]["embedding"], fresh["embed"]["embedding"])
   assert not np.asarray(params["blocks"]["mlp"]["down"]["kernel"]).any()
   # Logits of an all-masked canvas, by hand: the final norm of MASK + slot + what attention averages, against the table.
@@ -83,7 +85,7 @@ def test_a_run_starts_at_a_pretrained_model_and_reads_back(tiny_config, tmp_path
     tiny_config.update(start="pretrained", pretrained=str(tiny_bert), slot_embeddings=False, learning_rate=1e-9)
   run, state = loop.train_and_evaluate(tiny_config, tmp_path / "run")
   assert run.model.norm_position == "post"
-  assert run.model.head == "linear"
+  assert run.model.head == "mlm"
   assert run.model.vocab_size == run.vocab.padded_size
   from diffgr_jax.models.hf_weights import load_hf
 
@@ -94,6 +96,69 @@ def test_a_run_starts_at_a_pretrained_model_and_reads_back(tiny_config, tmp_path
   again = open_run(tmp_path / "run")
   assert again.model == run.model
   assert again.vocab.encode("river stone") == run.vocab.encode("river stone")
+
+
+def pretrained_run(config, folder, tiny_bert, **changes):
+  with config.unlocked():
+    config.update(start="pretrained", pretrained=str(tiny_bert), slot_embeddings=False, **changes)
+  run, collection = prepare_run(config, folder)
+  shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract_params(run.model))
+  params = start.starting_params({}, config, run.model, run.vocab, run.index, collection, shardings)
+  return run, params
+
+
+def test_an_encoder_gets_a_head_that_knows_how_common_tokens_are(tiny_config, tmp_path, tiny_bert):
+  run, params = pretrained_run(tiny_config, tmp_path, tiny_bert)
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract_params(run.model))
+  canvas = jnp.full((2, run.index.canvas_length), run.vocab.mask_id)
+  prompt = jnp.asarray([[run.vocab.bos_id, 10, 11, run.vocab.sep_id], [0, run.vocab.bos_id, 12, run.vocab.sep_id]])
+  model, features = run.denoiser.features(params, prompt, canvas)
+  length = np.linalg.norm(np.asarray(features), axis=-1)
+  np.testing.assert_allclose(length, np.sqrt(run.model.d_model), rtol=1e-3)
+  # Without features, what is left is the share of each token in the DocIDs.
+  logits = np.asarray(model.project(jnp.zeros_like(features)))[0, 0]
+  share = np.bincount(run.index.codes.reshape(-1), minlength=run.model.vocab_size) / run.index.codes.size
+  in_docids = share > 0
+  np.testing.assert_allclose(jax.nn.softmax(logits)[in_docids], share[in_docids], rtol=0.2)
+  assert logits[~in_docids].max() < logits[in_docids].min()
+
+
+def test_docid_code_rows_begin_at_the_mean_and_padding_is_never_sampled(tiny_config, tmp_path, tiny_bert):
+  run, params = pretrained_run(tiny_config, tmp_path, tiny_bert, docid_levels=2, docid_codes=8)
+  from diffgr_jax.models.hf_weights import load_hf
+
+  _, original = load_hf(tiny_bert)
+  mean = np.asarray(original["embed"]["embedding"]).mean(axis=0)
+  codes = [run.vocab.docid_token(level, code) for level in range(2) for code in range(8)]
+  assert len(set(codes)) == 16
+  assert max(codes) == run.vocab.size - 1 < run.model.vocab_size - 1
+  for row in codes:
+    np.testing.assert_allclose(params["embed"]["embedding"][row], mean, atol=1e-6)
+  bias = params["mlm"]["bias"].at[run.vocab.size :].set(1e6).at[jnp.asarray(codes)].set(1e3)
+  params = params | {"mlm": params["mlm"] | {"bias": bias}}  # padding would win, and codes come next
+  prompt = jnp.full((3, 4), run.vocab.sep_id)
+  canvas = jnp.full((3, run.index.canvas_length), run.vocab.mask_id)
+  for temperature in (0.0, 5.0):
+    state = decode_canvas(
+      params,
+      prompt,
+      canvas,
+      np.arange(3),
+      run.banned,
+      denoise=run.denoiser,
+      options=DecodeOptions(make_policy("confidence", 0.9), run.vocab.mask_id),
+      steps=2,
+      temperature=temperature,
+    )
+    assert np.isin(np.asarray(state.canvas), codes).all()
+
+
+def test_a_vocabulary_from_the_corpus_has_the_code_rows_too(tiny_config, tmp_path):
+  with tiny_config.unlocked():
+    tiny_config.update(docid_levels=3, docid_codes=4)
+  run, _ = prepare_run(tiny_config, tmp_path)
+  assert run.vocab.docid_token(2, 3) == run.vocab.size - 1
+  assert run.vocab.size <= run.model.vocab_size
 
 
 @pytest.mark.parametrize(
