@@ -45,9 +45,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.vocab_size = 4096  # sentencepiece pieces learned from the corpus, at most
   config.split_case = True  # ThreadPool reads as thread pool; for prose, False
   config.prompt_length = 24  # tokens of BOS, query, SEP; longer queries are cut
-  config.canvas_length = 12  # tokens of a DocID with its EOS; 0: the longest title's
-  config.docid_levels = 0  # token rows for learned DocIDs, <d0_0> ...: levels x codes of each, behind the text pieces
-  config.docid_codes = 0  # codes of a level; 0 with 0 levels: none
+  config.docid = "title"  # title | leading (tokens of the text) | codes (learned, python -m diffgr_jax.index)
+  config.docid_index = ""  # with docid codes: the .npz that python -m diffgr_jax.index build wrote
+  config.canvas_length = 12  # tokens of a DocID with its EOS; 0: the longest one's; codes have their own
+  # Token rows for learned DocIDs, <d0_0> ...: levels x codes of each, behind the text pieces. 0 and 0: as many as the
+  # index of docid codes needs, and none for words.
+  config.docid_levels = 0
+  config.docid_codes = 0
   config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example
     {"indexing": 0.35, "queries": 0.15, "pseudo": 0.5}
   )

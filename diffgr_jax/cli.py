@@ -11,8 +11,13 @@ from absl import logging as absl_logging
 _DEBUG = flags.DEFINE_bool("debug", False, "print a traceback with an error")
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
-  """Runs an absl main; what a user can mend (bad config, file, flag or mesh) is one line on stderr and exit code 1."""
+def run(main: Callable[[Sequence[str]], int | None], *, actions: Sequence[str] = ()) -> None:
+  """Runs an absl main; what a user can mend (bad config, file, flag or mesh) is one line on stderr and exit code 1.
+
+  Args:
+    main: gets the arguments that are no flags, the program's name first.
+    actions: where there are any, the first argument must be one of them.
+  """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   absl_logging.set_verbosity(absl_logging.WARNING)
   absl_logging.use_absl_handler()
@@ -20,8 +25,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     logging.getLogger(chatty).setLevel(logging.ERROR)
 
   def guarded(argv: Sequence[str]) -> int | None:
-    if argv[1:]:
-      print(f"error: unexpected argument {argv[1]!r}: flags begin with --", file=sys.stderr)
+    if actions and (len(argv) < 2 or argv[1] not in actions):
+      given = f"not {argv[1]!r}" if argv[1:] else "and none is given"
+      print(f"error: the first argument is one of {', '.join(actions)}, {given}", file=sys.stderr)
+      return 1
+    if extra := argv[2:] if actions else argv[1:]:
+      print(f"error: unexpected argument {extra[0]!r}: flags begin with --", file=sys.stderr)
       return 1
     try:
       return main(argv)

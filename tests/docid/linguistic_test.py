@@ -86,7 +86,34 @@ def test_rows_are_distinct_and_well_formed(titles, max_length):
   assert (index.scored.sum(axis=1) == ends + 1).all()
 
 
+def test_leading_tokens_are_as_many_as_tell_the_texts_apart():
+  texts = ["a river of stone", "a river of lakes", "the shore", "the shore", ""]
+  documents = [Document(f"d{i}", f"kafka {i}", text) for i, text in enumerate(texts)]
+  index = build_linguistic_index(documents, vocab(), source="leading")
+  tokens = [vocab().encode(text) for text in texts[:2]]
+  shared = next(i for i, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b)
+  assert index.codes[0][: shared + 1].tolist() == tokens[0][: shared + 1]
+  assert index.scored[0].sum() == shared + 2  # the first token that differs, and EOS
+  assert shown(index)[2] == "the shore"[: len(shown(index)[2])]
+  assert shown(index)[3].endswith("(2)")
+  assert shown(index)[4].startswith("kafka")
+  assert index.told_apart == 1
+  assert index.titles[0] == "kafka 0"
+  assert len(np.unique(index.codes, axis=0)) == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(TITLES, st.one_of(st.none(), st.integers(9, 14)))
+def test_leading_rows_are_distinct_within_the_canvas(texts, max_length):
+  documents = [Document(f"d{i}", "a", text) for i, text in enumerate(texts)]
+  index = build_linguistic_index(documents, vocab(), max_length, source="leading")
+  assert len(np.unique(index.codes, axis=0)) == len(texts)
+  assert max_length is None or index.canvas_length <= max_length
+
+
 def test_what_cannot_be_built_is_said():
+  with pytest.raises(ValueError, match="one of title, leading, not 'text'"):
+    build_linguistic_index(corpus("a"), vocab(), source="text")
   with pytest.raises(ValueError, match="no documents"):
     build_linguistic_index([], vocab())
   with pytest.raises(ValueError, match="at least 2"):

@@ -1,0 +1,207 @@
+"""Learned DocIDs: `python -m diffgr_jax.index build|inspect|import`.
+
+build    --out=FILE.npz with --corpus=pydocs|folder [--path=DIR] and --vectors=lsa|minilm|FILE.npy, or with a .npy
+         alone (its documents are called 0, 1, 2 ...); --method, --levels, --codes, --collisions, --control and --seed
+         say how. --quantizer=FILE.npz gives codes by the quantiser of an index that exists.
+inspect  --index=FILE.npz: utilisation, perplexity, collisions, reconstruction error.
+import   --json=FILE --out=FILE.npz: a published index, {"item": ["<a_1>", "<b_2>", ...], ...}.
+
+All three draw with --picture=FILE.png and write the published form with --export=FILE.json. The trainer takes the file:
+`--config.docid=codes --config.docid_index=FILE.npz`.
+"""
+
+from pathlib import Path
+import tempfile
+
+from absl import flags
+import numpy as np
+
+from diffgr_jax import cli
+from diffgr_jax.data.collection import NAMES, load_collection
+from diffgr_jax.data.records import Document
+from diffgr_jax.docid.build import METHODS, RANDOM, BuildOptions, build_index, reusable_quantizer
+from diffgr_jax.docid.code_report import level_uses
+from diffgr_jax.docid.codes import CodeIndex, export_json, import_json
+from diffgr_jax.docid.collisions import RULES
+from diffgr_jax.docid.controls import CONTROLS
+from diffgr_jax.docid.rqvae import ESTIMATORS, RqvaeOptions
+from diffgr_jax.docid.vectors import read_vectors
+from diffgr_jax.evaluation.retrieval import format_table
+from diffgr_jax.training.document_vectors import LSA, document_vectors
+
+ACTIONS = ("build", "inspect", "import")
+_CORPUS = flags.DEFINE_enum(
+  "corpus", None, NAMES, "build: what is indexed; without it the rows of --vectors=FILE.npy are"
+)
+_PATH = flags.DEFINE_string("path", "", "build: the folder of --corpus=folder (docs/data.md)")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "build: where built data sets are kept; default: nowhere")
+_VECTORS = flags.DEFINE_string(
+  "vectors", None, "build: lsa (default), minilm, a Hugging Face folder or a .npy; inspect: a .npy"
+)
+_WIDTH = flags.DEFINE_integer("width", 256, "build: of lsa's vectors, at most", lower_bound=1)
+_METHOD = flags.DEFINE_enum("method", METHODS[0], METHODS, "build: how codes are made")
+_LEVELS = flags.DEFINE_integer("levels", 4, "build: codes of a document", lower_bound=1)
+_CODES = flags.DEFINE_integer("codes", 256, "build: codes of a level", lower_bound=1)
+_COLLISIONS = flags.DEFINE_enum("collisions", None, RULES, "build: how equal codes are told apart; default: optimal")
+_CONTROL = flags.DEFINE_enum("control", "none", CONTROLS, "build: spoil the codes on purpose")
+_SEED = flags.DEFINE_integer("seed", 0, "build: of every draw")
+_ITERATIONS = flags.DEFINE_integer("iterations", 20, "build: k-means steps a level, at most", lower_bound=1)
+_ROTATE = flags.DEFINE_bool("rotate", True, "build, product: a random rotation before the cut")
+_LATENT = flags.DEFINE_integer("latent", RqvaeOptions.latent, "build, rqvae: width of what is quantised")
+_STEPS = flags.DEFINE_integer("steps", RqvaeOptions.steps, "build, rqvae: training steps")
+_BATCH = flags.DEFINE_integer("batch", RqvaeOptions.batch, "build, rqvae: documents of a step")
+_RATE = flags.DEFINE_float("learning_rate", RqvaeOptions.learning_rate, "build, rqvae: at the start; decays to 0")
+_ESTIMATOR = flags.DEFINE_enum("estimator", ESTIMATORS[0], ESTIMATORS, "build, rqvae: gradient past the codes")
+_QUANTIZER = flags.DEFINE_string("quantizer", None, "build: an index whose quantiser gives the codes")
+_INDEX = flags.DEFINE_string("index", None, "inspect: the file")
+_JSON = flags.DEFINE_string("json", None, "import: the published index")
+_OUT = flags.DEFINE_string("out", None, "build, import: the file to write")
+_PICTURE = flags.DEFINE_string("picture", None, "draw the index to this file")
+_EXPORT = flags.DEFINE_string("export", None, "write the published form to this file")
+# What each action needs, and what it takes beside that.
+_NEEDS = {"build": {"out"}, "inspect": {"index"}, "import": {"json", "out"}}
+_TAKES = {
+  "build": {
+    "corpus", "path", "data_dir", "vectors", "width", "method", "levels", "codes", "collisions", "control", "seed",
+    "iterations", "rotate", "latent", "steps", "batch", "learning_rate", "estimator", "quantizer",
+  },
+  "inspect": {"vectors"},
+  "import": set(),
+}  # fmt: skip
+
+
+def main(argv) -> None:
+  action = argv[1]
+  _check_flags(action)
+  if action == "build":
+    index, vectors = build()
+  elif action == "import":
+    index, vectors = import_json(_JSON.value or ""), None
+  else:
+    index = CodeIndex.load(_INDEX.value or "")
+    vectors = _own_vectors(index)
+  if _OUT.value:
+    index.save(_OUT.value)
+  print(describe(index))
+  if _EXPORT.value:
+    export_json(index, _EXPORT.value)
+    print(f"exported: {_EXPORT.value}")
+  if _PICTURE.value:
+    from diffgr_jax.viz.clusters import draw_index  # matplotlib only where something is drawn
+
+    print(f"picture: {draw_index(index, _PICTURE.value, vectors)}")
+  if _OUT.value:
+    print(f"index: {_OUT.value}")
+
+
+def build() -> tuple[CodeIndex, np.ndarray | None]:
+  """Builds what the flags say; returns the index and the vectors it was built from."""
+  random = _METHOD.value == RANDOM and not _QUANTIZER.value
+  options = BuildOptions(
+    method=_METHOD.value,
+    levels=_LEVELS.value,
+    codes=_CODES.value,
+    collisions=_COLLISIONS.value or ("none" if random else "optimal"),
+    control=_CONTROL.value,
+    seed=_SEED.value,
+    iterations=_ITERATIONS.value,
+    rotate=_ROTATE.value,
+    rqvae=RqvaeOptions(
+      latent=_LATENT.value,
+      steps=_STEPS.value,
+      batch=_BATCH.value,
+      learning_rate=_RATE.value,
+      estimator=_ESTIMATOR.value,
+    ),
+  )
+  source = _VECTORS.value or LSA
+  quantizer = None
+  if _QUANTIZER.value:
+    quantizer = reusable_quantizer(CodeIndex.load(_QUANTIZER.value), _QUANTIZER.value)
+    if source == LSA:
+      raise ValueError(
+        "--quantizer needs --vectors of the space it was fitted in; lsa's space is another for each corpus"
+      )
+  if _CORPUS.value is None:
+    if not source.endswith(".npy"):
+      raise ValueError(f"--corpus is one of {', '.join(NAMES)}; only --vectors=FILE.npy goes without")
+    vectors = read_vectors(source)
+    names = [str(row) for row in range(len(vectors))]
+    titles = [""] * len(names)
+  else:
+    documents = _documents(_CORPUS.value)
+    vectors = None if random else document_vectors(source, documents, width=_WIDTH.value, seed=_SEED.value)
+    names, titles = [document.doc_id for document in documents], [document.title for document in documents]
+  index = build_index(names, titles, vectors, options, quantizer=quantizer)
+  index.settings["vectors"] = "none" if random else Path(source).name
+  return index, vectors
+
+
+def describe(index: CodeIndex) -> str:
+  """The report of an index: how its levels use their codes, collisions, errors."""
+  build, measured = index.settings.get("build", {}), index.settings.get("measured", {})
+  errors = measured.get("relative_error", []) if "level_order" not in build else []
+  rows = []
+  for level, use in enumerate(level_uses(index.codes, index.level_sizes)):
+    row = {
+      "level": str(level + 1),
+      "codes": use.size,
+      "used": f"{use.utilisation:.1%}",
+      "perplexity": f"{use.perplexity:.1f}",
+      "largest share": f"{use.largest_share:.2%}",
+      "in collision so far": use.in_collision,
+    }
+    rows.append(row | ({"error left": f"{errors[level]:.4f}"} if level < len(errors) else {}))
+  lines = [f"{len(index.doc_ids)} documents, {index.levels} levels"]
+  if build:
+    lines.append(", ".join(f"{key} {value}" for key, value in build.items() if key != "rqvae"))
+  lines += [f"{key}: {value}" for key, value in index.settings.items() if key not in ("build", "measured")]
+  lines.append(format_table(rows, markdown=False))
+  if "in_collision_before" in measured:
+    lines.append(
+      f"documents in collision: {measured['in_collision_before']} before, {measured['in_collision']} after"
+      f" ({build['collisions']}); error left {errors[-1]:.4f} before, "
+      f"{measured['relative_error_after_collisions']:.4f} after; {measured['seconds']} s"
+      if errors
+      else f"documents in collision: {measured['in_collision_before']} before, {measured['in_collision']} after"
+    )
+  return "\n".join(lines)
+
+
+def _check_flags(action: str) -> None:
+  """Every flag that was given must mean something to the action, and those it needs must be there."""
+  own = {name for needed in _NEEDS.values() for name in needed} | {name for taken in _TAKES.values() for name in taken}
+  allowed = _NEEDS[action] | _TAKES[action]
+  given = {name for name in own if flags.FLAGS[name].present}
+  if missing := sorted(_NEEDS[action] - given):
+    raise ValueError(f"index {action} needs --{missing[0]}")
+  if wrong := sorted(given - allowed):
+    raise ValueError(
+      f"index {action} takes no --{wrong[0]}; it takes {', '.join('--' + name for name in sorted(allowed))}"
+    )
+  for name in ("out", "picture", "export"):
+    value = flags.FLAGS[name].value
+    if value and Path(value).is_dir():
+      raise ValueError(f"--{name}={value} is a folder; name a file")
+  if _OUT.value and not _OUT.value.endswith(".npz"):
+    raise ValueError(f"--out={_OUT.value}: an index is a file that ends in .npz")
+
+
+def _documents(corpus: str) -> list[Document]:
+  """The documents of the corpus; without --data_dir the data set is built in a folder that does not stay."""
+  with tempfile.TemporaryDirectory() as scratch:
+    data_dir = _DATA_DIR.value or scratch
+    return list(load_collection(corpus, path=_PATH.value, data_dir=data_dir).documents)
+
+
+def _own_vectors(index: CodeIndex) -> np.ndarray | None:
+  if _VECTORS.value is None:
+    return None
+  vectors = read_vectors(_VECTORS.value)
+  if len(vectors) != len(index.doc_ids):
+    raise ValueError(f"{_VECTORS.value} has {len(vectors)} rows, but the index {len(index.doc_ids)} documents")
+  return vectors
+
+
+if __name__ == "__main__":
+  cli.run(main, actions=ACTIONS)

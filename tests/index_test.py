@@ -1,0 +1,132 @@
+"""The index command as a user types it: build, inspect, import, and training on what it built."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from diffgr_jax.docid.codes import CodeIndex
+
+SMALL = [
+  "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=2", "--config.d_ff=16",
+  "--config.vocab_size=360", "--config.batch_size=8", "--config.eval_batch_size=4", "--config.eval_splits=('valid',)",
+  "--config.warmup_steps=1", "--config.nelbo_queries=0", "--config.show_queries=1",
+]  # fmt: skip
+
+
+# Programs that run a few times are not worth the compiler's effort.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+  "COLUMNS": "100", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}  # fmt: skip
+
+MISTAKES = [
+  ([], "the first argument is one of build, inspect, import, and none is given"),
+  (["bild"], "the first argument is one of build, inspect, import, not 'bild'"),
+  (["build", "--corpus=pydocs"], "index build needs --out"),
+  (["build", "--out=/tmp/x.json"], "ends in .npz"),
+  (["build", "--out=/tmp/x.npz"], "--corpus is one of pydocs, folder; only --vectors=FILE.npy goes without"),
+  (["inspect", "--index=/no/such.npz"], "No such file"),
+  (["inspect", "--index=README.md"], "README.md is no DocID index of codes"),
+  (["inspect", "--index=a.npz", "--levels=3"], "index inspect takes no --levels; it takes --index, --vectors"),
+  (["import", "--json=README.md", "--out=/tmp/x.npz"], "README.md is no JSON"),
+  (["build", "--vectors=README.npy", "--out=/tmp/x.npz"], "No such file"),
+]
+
+# One process for all of them: each start of Python with JAX takes seconds.
+MAKE_MISTAKES = """
+import contextlib, io, json, sys
+from absl.testing import flagsaver
+from diffgr_jax import cli, index
+
+for arguments in json.loads(sys.argv[1]):
+  code, errors = 0, io.StringIO()
+  with flagsaver.flagsaver(), contextlib.redirect_stderr(errors):
+    sys.argv = ["index", *arguments]
+    try:
+      cli.run(index.main, actions=index.ACTIONS)
+    except SystemExit as stop:
+      code = stop.code
+  print(json.dumps([code, errors.getvalue()]))
+"""
+
+
+def run(module, *flags):
+  return subprocess.run(
+    [sys.executable, "-m", f"diffgr_jax.{module}", *flags], capture_output=True, text=True, env=ENVIRONMENT
+  )
+
+
+@pytest.fixture(scope="module")
+def built(corpus_folder, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("index")
+  done = run(
+    "index", "build", "--corpus=folder", f"--path={corpus_folder}", "--levels=2", "--codes=8", f"--out={folder}/i.npz",
+    f"--picture={folder}/i.png", f"--export={folder}/i.json",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  return folder, done
+
+
+def test_build_reports_draws_and_exports(built):
+  folder, done = built
+  for expected in ("24 documents, 2 levels", "vectors: lsa", "perplexity", "documents in collision:", "error left"):
+    assert expected in done.stdout
+  assert (folder / "i.png").read_bytes()[:4] == b"\x89PNG"
+  index = CodeIndex.load(folder / "i.npz")
+  assert len(np.unique(index.codes, axis=0)) == 24
+  assert json.loads((folder / "i.json").read_text())[index.doc_ids[0]][0] == f"<a_{index.codes[0, 0]}>"
+
+
+def test_inspect_shows_what_build_showed_and_import_reads_the_export(built):
+  folder, done = built
+  table = lambda text: [line for line in text.splitlines() if line[:1].isdigit()]
+  seen = run("index", "inspect", f"--index={folder}/i.npz")
+  assert table(seen.stdout) == table(done.stdout)
+  taken = run("index", "import", f"--json={folder}/i.json", f"--out={folder}/j.npz")
+  assert taken.returncode == 0, taken.stderr
+  np.testing.assert_array_equal(CodeIndex.load(folder / "j.npz").codes, CodeIndex.load(folder / "i.npz").codes)
+
+
+def test_a_run_trains_on_the_codes_and_is_evaluated_like_titles(built, corpus_folder, tmp_path):
+  config = f"--config=configs/quickstart.py:steps=4,size=tiny,dataset=folder,path={corpus_folder}"
+  codes = ["--config.docid=codes", f"--config.docid_index={built[0]}/i.npz"]
+  done = run("main", config, *codes, f"--workdir={tmp_path}", *SMALL)
+  assert done.returncode == 0, done.stderr
+  record = json.loads((tmp_path / "results.json").read_text())
+  assert record["settings"]["canvas_length"] == 2
+  assert {"one-pass", "confidence, 4 steps, constrained", "confidence, 4 steps, free"} <= record["metrics"][
+    "valid"
+  ].keys()
+  assert "<d0_" in done.stdout
+  assert CodeIndex.load(tmp_path / "index" / "codes.npz").quantizer is not None
+  refused = run("evaluate", f"--workdir={tmp_path}", f"--corpus={corpus_folder}/corpus.jsonl", "--set=decode_steps=2")
+  assert "error: a run on codes needs an index of codes" in refused.stderr
+  given = run(
+    "evaluate", f"--workdir={tmp_path}", f"--corpus={corpus_folder}/corpus.jsonl", f"--docid_index={built[0]}/i.npz",
+    f"--queries={corpus_folder}/queries.valid.jsonl", f"--out={tmp_path}/again.json", "--json",
+  )  # fmt: skip
+  assert given.returncode == 0, given.stderr
+  again = json.loads(given.stdout)["metrics"]["queries.valid"]["one-pass"]
+  assert again["Hit@1"] == record["metrics"]["valid"]["one-pass"]["Hit@1"]
+
+
+@pytest.fixture(scope="module")
+def mistaken():
+  arguments = json.dumps([flags for flags, _ in MISTAKES])
+  done = subprocess.run(
+    [sys.executable, "-c", MAKE_MISTAKES, arguments], capture_output=True, text=True, env=ENVIRONMENT
+  )
+  assert done.returncode == 0, done.stderr
+  return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("case", range(len(MISTAKES)), ids=[" ".join(flags) or "none" for flags, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_a_code(mistaken, case):
+  code, errors = mistaken[case]
+  assert code == 1
+  assert "Traceback" not in errors
+  (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+  assert MISTAKES[case][1] in line

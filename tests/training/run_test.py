@@ -1,0 +1,53 @@
+"""What a run is built from: token rows for codes, and the records of runs from before a field was there."""
+
+import json
+
+import numpy as np
+import pytest
+
+from diffgr_jax.docid.codes import CodeIndex
+from diffgr_jax.training.run import open_run, prepare_run
+
+
+@pytest.fixture
+def codes_config(tiny_config, tmp_path):
+  ids = tuple(f"D{i}" for i in range(24))
+  rows = np.stack([np.arange(24) // 5, np.arange(24) % 5], axis=1).astype(np.int32)
+  CodeIndex(rows, (5, 5), ids, ids).save(tmp_path / "i.npz")
+  with tiny_config.unlocked():
+    tiny_config.update(docid="codes", docid_index=str(tmp_path / "i.npz"))
+  return tiny_config
+
+
+@pytest.mark.parametrize("asked, made", [((0, 0), (2, 5)), ((2, 9), (2, 9))])
+def test_a_vocabulary_has_the_rows_that_the_config_asks_for_or_the_index_needs(codes_config, tmp_path, asked, made):
+  with codes_config.unlocked():
+    codes_config.update(docid_levels=asked[0], docid_codes=asked[1])
+  run, _ = prepare_run(codes_config, tmp_path / "run")
+  assert (run.vocab.docid_levels, run.vocab.docid_codes) == made
+  seventh = [run.vocab.piece(token) for token in run.index.codes[run.index.doc_ids.index("D7")]]
+  assert seventh == ["<d0_1>", "<d1_2>"]
+
+
+@pytest.mark.parametrize("levels, codes", [(3, 5), (2, 4)])
+def test_rows_that_the_index_does_not_fit_are_refused(codes_config, tmp_path, levels, codes):
+  with codes_config.unlocked():
+    codes_config.update(docid_levels=levels, docid_codes=codes)
+  message = f"2 levels of up to 5 codes, but the vocabulary has {levels} levels of {codes} codes"
+  with pytest.raises(ValueError, match=message):
+    prepare_run(codes_config, tmp_path / "run")
+
+
+def test_a_run_from_before_a_field_was_there_opens_and_goes_on(tiny_config, tmp_path):
+  prepare_run(tiny_config, tmp_path)
+  path = tmp_path / "config.json"
+  record = json.loads(path.read_text())
+  for field in ("docid", "docid_index", "docid_levels", "docid_codes", "embedding_rate", "nelbo_queries"):
+    del record["config"][field]
+  path.write_text(json.dumps(record))
+  assert open_run(tmp_path).config.nelbo_queries == 256
+  prepare_run(tiny_config, tmp_path)
+  with tiny_config.unlocked():
+    tiny_config.docid = "leading"
+  with pytest.raises(ValueError, match="docid"):
+    prepare_run(tiny_config, tmp_path)
