@@ -4,7 +4,7 @@ With block size 4 and a prompt of 6 tokens (two of them are left over after its 
 
     slots      a b c d | e f M M | M M M M      a..d context, to be cached; e f given: fixed positions of block one
     forward 1  -------   -------                context and first block in one pass: the context's keys are kept
-    forward 2            e f 7 M                the block against the cache, which it leaves as it is
+    forward 2            e f 7 M                the block against the cache; its own slots are written anew each pass
     forward 3            e f 7 9 | M M M M      the finished block is committed to the cache in the pass that also
                          -------   -------      denoises the next block for the first time: committing costs no pass
 
