@@ -96,15 +96,18 @@ def rope_angles(position: Int[Array, "*T"], head_dim: int, theta: float) -> tupl
 
 def rotate_features(x: Float[Array, "H K *T"], angles: tuple[Array, Array]) -> Float[Array, "H K *T"]:
   """Rotary position embedding, half-split ("rotate half") layout; angles as `rope_angles` gives them."""
-  cos, sin = (angle[None] for angle in angles)
-  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=1)
-  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=1).astype(x.dtype)
+  return _rotate(x, *(angle[None] for angle in angles), axis=1)
 
 
 def rope(x: Float[Array, "B T H K"], position: Int[Array, "B T"], theta: float) -> Float[Array, "B T H K"]:
-  """Rotary position embedding, token-major."""
+  """The same, token-major."""
   angles = rope_angles(position, x.shape[-1], theta)
-  return jnp.moveaxis(rotate_features(jnp.moveaxis(x, (2, 3), (0, 1)), angles), (0, 1), (2, 3))
+  return _rotate(x, *(jnp.moveaxis(angle, 0, -1)[:, :, None] for angle in angles), axis=3)
+
+
+def _rotate(x: Array, cos: Array, sin: Array, *, axis: int) -> Array:
+  x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=axis)
+  return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=axis).astype(x.dtype)
 
 
 def attend(
