@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     raise ValueError(f"--config=...:size={size}: size is one of {', '.join(SIZES)}")
   config = ml_collections.ConfigDict()
   config.task = "docid"  # docid
+  config.paradigm = "diffusion"  # diffusion | autoregressive (the rival: the same model, left to right, process clean)
   config.seed = int(given.get("seed", 0))
 
   # Data: what is indexed and asked.
@@ -65,18 +66,22 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.qkv_bias = False
   config.tie_embeddings = True
   config.slot_embeddings = True  # a learned vector for each place of the DocID; False for pretrained models
+  config.pattern = "bidirectional"  # bidirectional | prefix (the prompt does not see the canvas)
+  config.code_head = False  # docid codes, start pretrained: one-pass scoring starts as retrieval by quantised vectors
   config.rope_theta = 10_000.0
   config.remat = "none"  # none | dots | full
   config.param_dtype = "float32"  # float32 | bfloat16
   config.compute_dtype = "float32"  # float32 | bfloat16; softmax, logits and losses are float32 in any case
 
   # Objective.
-  config.process = "exact_count"  # random_time | exact_count (both the bound) | uniform_weight | all_masked
+  config.process = "exact_count"  # random_time | exact_count (both the bound) | uniform_weight | all_masked | clean
   config.schedule = "linear"  # linear | cosine
   config.all_masked_fraction = 0.7  # share of rows at t = 1, what one-pass scoring sees; above 0 is no bound
   config.antithetic = True  # times spread evenly over the batch
   config.document_weight = 1.0  # of the document-level softmax beside the diffusion loss
   config.prior_weight = 1.0  # of the tokens' log frequency, subtracted in one-pass scores (0: plain)
+  config.label_smoothing = 0.0  # share of the targets that is spread over all tokens
+  config.spare_unasked = False  # questions are not compared with documents that no training question asks for
   config.ce_chunk = 0  # vocabulary rows a chunk of the cross-entropy; 0: all logits at once
 
   # Optimization.
@@ -109,6 +114,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.decode_steps = 4  # T of the T-step decodings
   config.policy = "confidence"  # random | confidence | margin | entropy | threshold
   config.threshold = 0.9  # of the threshold policy
+  config.topk_steps = 0  # passes of constrained top-k decoding (decoding/topk.py); 0: leave it out
+  config.topk_beam = 8  # canvases that it asks about in a pass
+  config.topk_commit = 1  # positions that it commits in a canvas at a time
+  config.topk_policy = "confidence"  # which: random | confidence | margin | entropy | sequential
+  config.beam_widths = ()  # autoregressive: beam searches over the DocIDs that exist; 1 is greedy
   config.remask = 0  # low-confidence tokens taken back after a step
   config.nelbo_queries = 256  # of a split, at most, whose likelihood is bounded (16 forward passes each); 0: none
   config.dense = ""  # a dense encoder to compare with: minilm, or a Hugging Face folder; "": none

@@ -8,7 +8,8 @@ Each source goes over all of its elements once an epoch, in an order of that epo
 a function of the seed and i alone: the position in the stream is the whole state, resuming is exact, and k processes
 that take every k-th example see together what one would.
 
-A batch is {"prompt": Int32[B, P], "docid": Int32[B, L], "doc_index": Int32[B]}; a prompt is padded at the left:
+A batch is {"prompt": Int32[B, P], "docid": Int32[B, L], "doc_index": Int32[B], "asked": Bool[B]}; `asked`: the prompt
+is a query of the training set. A prompt is padded at the left:
 
     PAD PAD PAD [BOS] pieces of the query [SEP]
 """
@@ -18,7 +19,7 @@ import functools
 from typing import Any
 
 import grain
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 import numpy as np
 
 from diffgr_jax.data import pseudo_queries
@@ -87,11 +88,20 @@ def make_train_iterator(
     ),
   }
   to_example = functools.partial(_make_example, vocab=vocab, index=index, prompt_length=prompt_length)
-  sources = [_make_source(*drawers[name], to_example, seed, SOURCES.index(name)) for name in weights]
+  sources = [
+    _make_source(*drawers[name], functools.partial(to_example, asked=name == "queries"), seed, SOURCES.index(name))
+    for name in weights
+  ]
   own = grain.MapDataset.mix(sources, weights=list(weights.values()))[process_index::process_count]
   batches = own.batch(batch_size // process_count, batch_fn=_stack)
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, 2 * num_threads))
   return iter(batches.to_iter_dataset(options))
+
+
+def asked_documents(collection: Collection, train_split: str = "train") -> Bool[np.ndarray, "N"]:
+  """Which documents some training query asks for."""
+  asked = {doc_id for query in collection.queries.get(train_split, ()) for doc_id in query.doc_ids}
+  return np.asarray([document.doc_id in asked for document in collection.documents], bool)
 
 
 def encode_prompts(texts: Sequence[str], vocab: Vocabulary, prompt_length: int) -> Int32[np.ndarray, "B P"]:
@@ -126,10 +136,10 @@ def _make_source(
 
 
 def _make_example(
-  pieces: Sequence[int] | np.ndarray, row: int, vocab: Vocabulary, index: DocIdIndex, prompt_length: int
+  pieces: Sequence[int] | np.ndarray, row: int, asked: bool, vocab: Vocabulary, index: DocIdIndex, prompt_length: int
 ) -> Example:
   prompt = frame_prompt(pieces, vocab, prompt_length)
-  return {"prompt": prompt, "docid": index.codes[row], "doc_index": np.int32(row)}
+  return {"prompt": prompt, "docid": index.codes[row], "doc_index": np.int32(row), "asked": np.bool_(asked)}
 
 
 def _stack(examples: Sequence[Example]) -> Example:

@@ -172,7 +172,7 @@ def _first(params, prompt, valid, setting, *, config, slots) -> tuple[DecodedRow
   """Reads the prompts in one pass, and chooses the first token."""
   layout, (batch, width) = padded_layout(valid), prompt.shape
   cache = init_cache(config, batch, width + slots - 1)
-  hidden, cache = inference.extend(config, params, prompt, layout, cache, 0, pattern="causal")
+  hidden, cache = inference.extend(config, params, prompt, layout, cache, 0, pattern=config.prompt_pattern)
   rows = DecodedRows(
     tokens=jnp.full((batch, slots), setting.pad_id, jnp.int32),
     length=jnp.zeros(batch, jnp.int32),

@@ -98,7 +98,7 @@ def _search(
   params, layout, (batch, prompt_width) = decoding_params(config, params), padded_layout(valid), prompt.shape
   expand = functools.partial(_expand, first=first, token=token, renormalise=renormalise)
   cache = init_cache(config, batch, prompt_width + max(depth - 1, 1) * width)
-  hidden, cache = inference.extend(config, params, prompt, layout, cache, 0, pattern="causal")
+  hidden, cache = inference.extend(config, params, prompt, layout, cache, 0, pattern=config.prompt_pattern)
   alone = jnp.full((batch, width), -jnp.inf).at[:, 0].set(0.0)  # one beam, at the root
   search = _Search(
     tokens=jnp.full((batch, width, depth), -1, jnp.int32),

@@ -224,8 +224,18 @@ class AllMaskedMixture:
     return jax.tree.map(lambda one, other: jnp.where(chosen, one, other), whole, drawn)
 
 
+@dataclass(frozen=True)
+class Clean:
+  """Nothing is masked, every target counts with weight 1: teacher forcing of an autoregressive model. Exact -log p."""
+
+  is_bound = True
+
+  def corrupt(self, key, x0, t, *, mask_id, target):
+    return Corrupted(x0, target, jnp.ones_like(t)[:, None])
+
+
 SCHEDULES = {"linear": Linear, "cosine": Cosine}
-PROCESSES = ("random_time", "exact_count", "uniform_weight", "all_masked")
+PROCESSES = ("random_time", "exact_count", "uniform_weight", "all_masked", "clean")
 
 
 def make_process(name: str, schedule: str = "linear", all_masked_fraction: float = 0.0) -> Process:
@@ -233,7 +243,7 @@ def make_process(name: str, schedule: str = "linear", all_masked_fraction: float
 
   Args:
     name: one of `PROCESSES`.
-    schedule: one of `SCHEDULES`. exact_count and all_masked have none and take only the default.
+    schedule: one of `SCHEDULES`. exact_count, all_masked and clean have none and take only the default.
     all_masked_fraction: probability that a row is all masked instead; 0 leaves the process as it is.
 
   Raises:
@@ -243,13 +253,14 @@ def make_process(name: str, schedule: str = "linear", all_masked_fraction: float
     raise ValueError(f"unknown process {name!r}; it is one of {', '.join(PROCESSES)}")
   if schedule not in SCHEDULES:
     raise ValueError(f"unknown schedule {schedule!r}; it is one of {', '.join(SCHEDULES)}")
-  if name in ("exact_count", "all_masked") and schedule != "linear":
+  if name in ("exact_count", "all_masked", "clean") and schedule != "linear":
     raise ValueError(f"process {name!r} has no schedule; leave schedule at 'linear', not {schedule!r}")
   process: Process = {
     "random_time": lambda: RandomTime(SCHEDULES[schedule]()),
     "exact_count": ExactCount,
     "uniform_weight": lambda: UniformWeight(SCHEDULES[schedule]()),
     "all_masked": AllMasked,
+    "clean": Clean,
   }[name]()
   return process if all_masked_fraction == 0.0 else AllMaskedMixture(process, all_masked_fraction)
 

@@ -7,8 +7,8 @@
 
 and the published form, which has the codes alone: {"item": ["<a_1>", "<b_2>", "<c_3>"], ...}, a letter a level.
 
-The trainer reads the .npz: code c of level l becomes the vocabulary's DocID token <dl_c>. All DocIDs have L tokens, so
-none needs an EOS, and the canvas is the L levels.
+The trainer reads the .npz: the canvas is the L levels, each position holds a code of its level, and all DocIDs are
+equally long, so that none needs an EOS. To the model, code c of level l is the vocabulary's DocID token <dl_c>.
 """
 
 from collections.abc import Sequence
@@ -123,7 +123,9 @@ class CodeIndex:
 
 
 def docid_index(index: CodeIndex, documents: Sequence[Document], vocab: Vocabulary, name: str) -> DocIdIndex:
-  """The DocIDs of a corpus as tokens of a vocabulary that has the index's levels and codes.
+  """The DocIDs of a corpus as canvases of codes (models/denoiser.py): level l's column holds codes of level l.
+
+  There is no EOS and no PAD among codes: both are -1.
 
   Args:
     index: codes; it may hold more documents than the corpus.
@@ -145,14 +147,19 @@ def docid_index(index: CodeIndex, documents: Sequence[Document], vocab: Vocabula
       " build the index from the same corpus"
     )
   rows = index.codes[[place[document.doc_id] for document in documents]]
-  first = vocab.docid_token(0, 0)
   return DocIdIndex(
-    codes=(first + np.arange(levels)[None] * vocab.docid_codes + rows).astype(np.int32),
+    codes=rows.astype(np.int32),
     doc_ids=tuple(document.doc_id for document in documents),
     titles=tuple(document.title for document in documents),
-    eos_id=vocab.eos_id,
-    pad_id=vocab.pad_id,
+    eos_id=-1,
+    pad_id=-1,
   )
+
+
+def code_tokens(codes: Int[np.ndarray, "N L"], vocab: Vocabulary) -> Int[np.ndarray, "N L"]:
+  """Codes as tokens of a vocabulary."""
+  first_of_level = vocab.docid_token(0, 0) + vocab.docid_codes * np.arange(codes.shape[1])
+  return (first_of_level[None] + codes).astype(np.int32)
 
 
 def vocabulary_size(index: CodeIndex) -> tuple[int, int]:

@@ -57,6 +57,11 @@ class ProductQuantizer:
       parts[:, level] = self.codebooks[level, column]
     return parts.reshape(len(codes), -1) @ self.rotation.T
 
+  def centroids(self) -> Float[np.ndarray, "L K D"]:
+    """What each code adds to a decoded vector."""
+    parts = np.split(self.rotation, self.levels, axis=1)  # the columns that a part is cut from
+    return np.stack([codebook @ part.T for codebook, part in zip(self.codebooks, parts, strict=True)])
+
   def last_level_costs(
     self, vectors: Shaped[np.ndarray, "N D"], codes: Int[np.ndarray, "N L"]
   ) -> Float[np.ndarray, "N K"]:

@@ -53,6 +53,10 @@ class ResidualQuantizer:
   def decode(self, codes: Int[np.ndarray, "N l"]) -> Float[np.ndarray, "N D"]:
     return sum_of_codes(self.codebooks, codes)
 
+  def centroids(self) -> Float[np.ndarray, "L K D"]:
+    """What each code adds to a decoded vector."""
+    return self.codebooks
+
   def last_level_costs(
     self, vectors: Shaped[np.ndarray, "N D"], codes: Int[np.ndarray, "N L"]
   ) -> Float[np.ndarray, "N K"]:

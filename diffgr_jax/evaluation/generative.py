@@ -1,7 +1,9 @@
 """Retrieval with a trained denoiser: every query is ranked by each decoding, and the rankings become metrics.
 
     one_pass        one forward on the all-masked canvas; every document scored by a gather over the code matrix
+    top-k           a beam over partly filled canvases; k documents that exist, with log-probabilities (topk.py)
     constrained     T-step denoising that never leaves the set of DocIDs that exist; one document a query
+    beam            an autoregressive model's beam search in the trie of DocIDs that exist; width 1 is greedy
     free            T-step denoising without the constraint; the DocID may name no document (invalid)
 
 A decoding that generates one DocID ranks one document: it has Hit@1, and its Hit@10 would say nothing more.
@@ -19,11 +21,14 @@ import numpy as np
 
 from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.data.records import Collection, Query
+from diffgr_jax.decoding.beam import decode_beams
 from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas, forwards_per_row
 from diffgr_jax.decoding.constraint import matching_documents
 from diffgr_jax.decoding.policies import make_policy
 from diffgr_jax.decoding.scoring import one_pass_scores
+from diffgr_jax.decoding.topk import TopKOptions, decode_topk
 from diffgr_jax.docid.index import DocIdIndex
+from diffgr_jax.docid.trie import build_trie
 from diffgr_jax.evaluation.retrieval import (
   Placements,
   invalid_rate,
@@ -34,9 +39,17 @@ from diffgr_jax.evaluation.retrieval import (
   retrieval_metrics,
   shared_identifiers,
 )
+from diffgr_jax.training.options import AUTOREGRESSIVE
 from diffgr_jax.training.run import Run
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class BeamOptions:
+  """A beam search, with probabilities renormalised over the DocIDs that exist."""
+
+  width: int
 
 
 @dataclass(frozen=True)
@@ -45,9 +58,14 @@ class Method:
 
   name: str
   steps: int = 1  # forward passes, at most
-  options: DecodeOptions | None = None  # None: one-pass scoring
+  options: DecodeOptions | TopKOptions | BeamOptions | None = None  # None: one-pass scoring
   constrained: bool = False
-  prior_weight: float = 0.0  # one-pass: share of the prior correction (see decoding/scoring.py)
+  prior_weight: float = 0.0  # one-pass and top-k: share of the prior correction (see decoding/scoring.py)
+
+  @property
+  def ranks(self) -> bool:
+    """Whether it ranks many documents; otherwise it names one."""
+    return not isinstance(self.options, DecodeOptions)
 
 
 @dataclass(frozen=True)
@@ -60,11 +78,28 @@ class Judged:
 
 
 def methods_of(config: Any, mask_id: int) -> tuple[Method, ...]:
-  """The decodings of a config: one-pass, plain and corrected, and T steps with and without the constraint."""
+  """The decodings of a config: one-pass, plain and corrected, top-k, and T steps with and without the constraint.
+
+  An autoregressive model has its beams.
+  """
+  if config.paradigm == AUTOREGRESSIVE:
+    return tuple(
+      Method(f"beam {width}", options=BeamOptions(int(width)), constrained=True) for width in config.beam_widths
+    )
   policy = make_policy(config.policy, config.threshold)
   options = DecodeOptions(policy=policy, mask_id=mask_id, remask=config.remask)
   steps, name = config.decode_steps, f"{config.policy}, {config.decode_steps} steps"
   corrected = [Method("one-pass, prior-corrected", prior_weight=config.prior_weight)] if config.prior_weight else []
+  if config.topk_steps:
+    topk = TopKOptions(
+      make_policy(config.topk_policy, config.threshold),
+      mask_id,
+      config.topk_steps,
+      config.topk_beam,
+      config.topk_commit,
+    )
+    label = f"top-k, {topk.steps} steps, beam {topk.beam}"
+    corrected.append(Method(label, topk.steps, topk, constrained=True, prior_weight=config.prior_weight))
   return (
     Method("one-pass"),
     *corrected,
@@ -104,6 +139,10 @@ def evaluate_method(
   same_as = shared_identifiers(np.where(index.scored, index.codes, -1))
   if method.options is None:
     answer = functools.partial(_place_one_pass, run, params, device_index, method, same_as)
+  elif isinstance(method.options, BeamOptions):
+    answer = functools.partial(_place_beams, run, params, build_trie(index), method)
+  elif isinstance(method.options, TopKOptions):
+    answer = functools.partial(_place_topk, run, params, device_index, method, same_as)
   else:
     answer = functools.partial(_place_generated, run, params, device_index, method)
 
@@ -119,10 +158,10 @@ def evaluate_method(
   seconds = time.perf_counter() - began
 
   per_query = retrieval_metrics(join_placements(parts))
-  if method.options is not None:  # one document a query: only its first place means anything
+  if not method.ranks:  # one document a query: only its first place means anything
     per_query = {name: values for name, values in per_query.items() if name == "Hit@1"}
   figures = means(per_query)
-  if method.options is not None and not method.constrained:
+  if not method.ranks and not method.constrained:
     figures["invalid"] = invalid_rate(np.concatenate(exists))
   figures |= {
     "forwards": float(np.concatenate(forwards).mean()),
@@ -133,7 +172,7 @@ def evaluate_method(
 
 
 def quick_metrics(run: Run, params: Any, collection: Collection, limit: int = 512) -> Metrics:
-  """One-pass Hit@1 and MRR@100 on validation queries, to watch a run; nothing where there are none.
+  """Hit@1 and MRR@100 of one pass (or the widest beam) on validation queries, to watch a run; nothing without any.
 
   They are the first `limit` queries of the splits whose names begin with "valid", taken in turn.
   """
@@ -142,6 +181,8 @@ def quick_metrics(run: Run, params: Any, collection: Collection, limit: int = 51
   if not queries:
     return {}
   method = Method("one-pass", prior_weight=run.config.prior_weight)
+  if run.autoregressive:
+    method = Method("beam", options=BeamOptions(int(max(run.config.beam_widths))))
   figures, _ = evaluate_method(run, params, method, judge(queries, run.index), run.index)
   return {f"valid {name}": figures[name] for name in ("Hit@1", "MRR@100")}
 
@@ -161,11 +202,56 @@ def _place_one_pass(run, params, index, method, same_as, prompts, judged, which)
     run.banned,
     method.prior_weight * index["log_frequency"],
     denoise=run.denoiser,
-    mask_id=run.vocab.mask_id,
+    mask_id=run.mask_id,
   )
   count = which.stop - which.start
   part = place_in_scores(np.asarray(scores)[:count], judged.relevant[which], judged.grades[which], same_as)
   return part, np.ones(count, bool), np.ones(count)
+
+
+def _place_topk(run, params, index, method, same_as, prompts, judged, which):
+  """All documents by their scores: those that the search never looked into have one too."""
+  codes = index["codes"]
+  ranked = decode_topk(
+    params,
+    prompts,
+    np.arange(which.start, which.start + len(prompts)),
+    codes,
+    index["scored"],
+    run.banned,
+    method.prior_weight * index["log_frequency"],
+    denoise=run.denoiser,
+    options=method.options,
+    k=len(codes),
+  )
+  count = which.stop - which.start
+  scores = np.empty((len(prompts), len(codes)), np.float32)
+  np.put_along_axis(scores, np.asarray(ranked.document), np.asarray(ranked.log_probability), axis=1)
+  part = place_in_scores(scores[:count], judged.relevant[which], judged.grades[which], same_as)
+  return part, np.ones(count, bool), np.asarray(ranked.canvases)[:count]
+
+
+def _place_beams(run, params, trie, method, prompts, judged, which):
+  """The documents of the beams; all of an identifier's documents tie."""
+  width, count = method.options.width, which.stop - which.start
+  beams = decode_beams(
+    params, prompts, prompts != run.vocab.pad_id, run.banned, trie, config=run.model, width=width, renormalise=True
+  )
+  found, scores = np.asarray(beams.document)[:count], np.asarray(beams.score)[:count]
+  part = place_in_ranking(*_spread(found, scores, trie.leaf), judged.relevant[which], judged.grades[which])
+  return part, np.ones(count, bool), np.full(count, 1 + (trie.depth - 1) * width)
+
+
+def _spread(found, scores, leaf):
+  """Puts every document behind its identifier's: with collisions, a leaf of the trie stands for several."""
+  order = np.argsort(leaf, kind="stable")
+  first, size = np.searchsorted(leaf[order], leaf), np.bincount(leaf)
+  most = int(size.max())
+  listed = np.full((len(found), found.shape[1], most), -1)
+  for place in range(most):
+    there = (found >= 0) & (size[leaf[found]] > place)
+    listed[..., place] = np.where(there, order[np.minimum(first[found] + place, len(leaf) - 1)], -1)
+  return listed.reshape(len(found), -1), np.repeat(scores, most, axis=1)
 
 
 def _place_generated(run, params, index, method, prompts, judged, which):
@@ -173,7 +259,7 @@ def _place_generated(run, params, index, method, prompts, judged, which):
   state = decode_canvas(
     params,
     prompts,
-    np.full((len(prompts), codes.shape[1]), run.vocab.mask_id, np.int32),
+    np.full((len(prompts), codes.shape[1]), run.mask_id, np.int32),
     np.arange(which.start, which.start + len(prompts)),
     run.banned,
     denoise=run.denoiser,

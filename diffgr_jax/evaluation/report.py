@@ -185,14 +185,14 @@ def _evaluate_split(
       "queries/s": len(judged.texts) / ranking.query_seconds,
       "queries": len(judged.texts),
     }
-  methods = methods_of(run.config, run.vocab.mask_id)
+  methods = methods_of(run.config, run.mask_id)
   for method in tqdm(methods, desc=f"evaluating {name}", leave=False, delay=5):
     rows[method.name], per_query[method.name] = evaluate_method(run, params, method, judged, index)
   for label, figures in rows.items():
     if label != "BM25":
       interval = paired_bootstrap(per_query[label]["Hit@1"], per_query["BM25"]["Hit@1"], seed=0)
       figures |= {"Hit@1 - BM25 low": interval.low, "Hit@1 - BM25 high": interval.high}
-  if run.config.nelbo_queries:
+  if run.config.nelbo_queries and not run.autoregressive:
     rows[methods[0].name]["NELBO"] = _nelbo(run, params, judged, index)
   return rows
 
@@ -210,7 +210,7 @@ def _nelbo(run: Run, params: Any, judged: Judged, index: DocIdIndex) -> float:
     jax.random.key(0),
     denoise=run.denoiser,
     process=ExactCount(),
-    mask_id=run.vocab.mask_id,
+    mask_id=run.mask_id,
     banned=run.banned,
     samples=_NLL_SAMPLES,
     chunk=4,

@@ -1,4 +1,4 @@
-"""Attention: who may see whom (the four patterns), and the reference computation.
+"""Attention: who may see whom (the six patterns), and the reference computation.
 
 A pattern is a rule over two token layouts, never a stored matrix, so that the same rule serves training, decoding
 against a cache (queries and keys differ) and a kernel that skips empty tiles. With block size 2 (rows ask):
@@ -12,6 +12,12 @@ against a cache (queries and keys differ) and a kernel that skips empty tiles. W
                                                       . . . . | 1 1 . .
                                                       . . . . | 1 1 1 1
                                                       . . . . | 1 1 1 1
+
+    prefix (prompt of 2, canvas of 2)   prefix_causal
+    1 1 . .                             1 1 . .         the prompt sees itself alone, whatever the canvas holds
+    1 1 . .                             1 1 . .
+    1 1 1 1                             1 1 1 .         the canvas, marked noisy, sees the prompt and itself,
+    1 1 1 1                             1 1 1 1         or what stands before it
 
 Block diffusion and its two-stream training mask: BD3-LM (arXiv 2503.09573).
 """
@@ -30,7 +36,7 @@ class Layout:
 
   position: index in the unpadded sequence; blocks are aligned to position 0. The two streams repeat it.
   segment: which packed document the token belongs to, from 1; 0 is padding, which nothing valid sees.
-  noisy: True on the x_t half of a two-stream sequence; ignored by the other patterns.
+  noisy: True on the x_t half of a two-stream sequence, and on the canvas behind a prefix; other patterns ignore it.
   """
 
   position: Int[Array, "B T"]
@@ -55,7 +61,7 @@ def attention_mask(pattern: str, query: Layout, key: Layout, block_size: int = 1
   """Which keys each query may attend to.
 
   Args:
-    pattern: causal, bidirectional, block_causal or two_stream.
+    pattern: causal, bidirectional, prefix, prefix_causal, block_causal or two_stream.
     query: layout of the asking tokens.
     key: layout of the answering tokens (the same as `query` without a cache).
     block_size: tokens a block, for block_causal and two_stream.
@@ -73,6 +79,10 @@ def attention_mask(pattern: str, query: Layout, key: Layout, block_size: int = 1
   q_block, k_block = q_position // block_size, k_position // block_size
   if pattern == "bidirectional":
     return same_document
+  if pattern == "prefix":
+    return same_document & (query.noisy[:, :, None] | ~key.noisy[:, None, :])
+  if pattern == "prefix_causal":
+    return same_document & (~key.noisy[:, None, :] | query.noisy[:, :, None] & (k_position <= q_position))
   if pattern == "causal":
     return same_document & (k_position <= q_position)
   if pattern == "block_causal":

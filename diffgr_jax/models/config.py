@@ -6,7 +6,7 @@ A config is hashable, so it can be a static argument of `jax.jit`; two equal con
 import dataclasses
 from dataclasses import dataclass
 
-PATTERNS = ("causal", "bidirectional", "block_causal", "two_stream")
+PATTERNS = ("causal", "bidirectional", "prefix", "prefix_causal", "block_causal", "two_stream")
 _CHOICES = {
   "norm": ("rmsnorm", "layernorm"),
   "norm_position": ("pre", "post"),
@@ -51,6 +51,8 @@ class TransformerConfig:
   tie_embeddings: bool = True
   head: str = "linear"  # linear | mlm (BERT: dense, gelu, LayerNorm, tied embedding, bias) | none
   pattern: str = "bidirectional"  # the attention pattern the weights were trained for
+  code_levels: int = 0  # levels of learned DocIDs with a head of their own (code_head.py); 0: none
+  code_size: int = 0  # codes a level
   alignment: str = "same_position"  # same_position: logit i predicts token i | shifted: logit i-1 does
   remat: str = "none"  # none | dots (keep matmul outputs) | full (keep layer inputs only)
   param_dtype: str = "float32"
@@ -69,8 +71,18 @@ class TransformerConfig:
       raise ValueError(f"model.head_dim must be even for rope, not {self.head_dim}")
     if self.position_encoding == "learned" and self.max_positions < 1:
       raise ValueError("model.max_positions must be set when model.position_encoding is 'learned'")
+    if (self.code_levels > 0) != (self.code_size > 0):
+      raise ValueError(
+        "model.code_levels and model.code_size are both 0 or both above it, not"
+        f" {self.code_levels} and {self.code_size}"
+      )
     if self.head == "mlm" and not self.tie_embeddings:
       raise ValueError("model.head 'mlm' ties its output to the embedding: set model.tie_embeddings to True")
+
+  @property
+  def prompt_pattern(self) -> str:
+    """How an autoregressive decoder reads its prompt."""
+    return "bidirectional" if self.pattern == "prefix_causal" else "causal"
 
   def to_dict(self) -> dict:
     return dataclasses.asdict(self)

@@ -10,6 +10,16 @@ positions from the prompt's width on, however long the query is, so that a place
 
     . . . BOS q1 SEP | M M M        rotary:  . . . 0 1 2 | 3 4 5        learned:  . . . 0 1 2 | 6 7 8
     . BOS q1 q2 q3 SEP | M M M               . 0 1 2 3 4 | 5 6 7                  . 0 1 2 3 4 | 6 7 8
+
+The autoregressive rival is the same model with `prefix_causal` attention, shifted, on a canvas that holds the DocID
+itself (process "clean"): logit l is then that of log p(token l | query, tokens before l), at the positions that its
+decoders count.
+
+A canvas of learned DocIDs holds at level l one of that level's K codes and never anything else. So its tokens are the
+codes themselves, 0 to K - 1, with MASK as K, and logits are K + 1 columns instead of the whole vocabulary:
+
+    canvas of codes       3        K        0
+    token of the model    <d0_3>   MASK     <d2_0>
 """
 
 import dataclasses
@@ -20,7 +30,10 @@ from jaxtyping import Array, Float, Int
 
 from diffgr_jax.models.attention import padded_layout
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.encoder import mean_pool, unit_length
 from diffgr_jax.models.transformer import Params, Transformer, bind
+
+LOWEST_LOGIT = -1e30  # of MASK, which no model predicts
 
 
 @dataclass(frozen=True)
@@ -33,26 +46,71 @@ class CanvasDenoiser:
   config: TransformerConfig
   pad_id: int
   slots: bool = False  # canvas position l carries token type l + 1: the config has a row for each and for the prompt
+  pattern: str = "bidirectional"  # bidirectional | prefix: the prompt does not see the canvas | prefix_causal
 
   def features(
     self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]
   ) -> tuple[Transformer, Float[Array, "B L D"]]:
     """The bound model and what its unembedding multiplies at each canvas position (a loss may chunk the vocabulary)."""
     model = bind(self.config, params)
-    tokens = jnp.concatenate([prompt, canvas], axis=-1)
-    valid = jnp.concatenate([prompt != self.pad_id, jnp.ones_like(canvas, dtype=bool)], axis=-1)
-    layout = padded_layout(valid)
-    if self.config.position_encoding == "learned":
-      fixed = jnp.broadcast_to(prompt.shape[1] + jnp.arange(canvas.shape[1]), canvas.shape)
-      layout = dataclasses.replace(layout, position=layout.position.at[:, prompt.shape[1] :].set(fixed))
-    types = None
-    if self.slots:
-      slot = jnp.concatenate([jnp.zeros(prompt.shape[1], jnp.int32), 1 + jnp.arange(canvas.shape[1])])
-      types = jnp.broadcast_to(slot[None], tokens.shape)
-    hidden = model(tokens, layout, pattern="bidirectional", token_types=types)
-    first = prompt.shape[1] - (self.config.alignment == "shifted")
-    return model, model.output_features(hidden[:, first : first + canvas.shape[1]])
+    _, hidden = self.read(model, prompt, canvas)
+    return model, model.output_features(hidden)
 
   def __call__(self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Float[Array, "B L V"]:
     model, features = self.features(params, prompt, canvas)
     return model.project(features)
+
+  def read(
+    self, model: Transformer, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]
+  ) -> tuple[Float[Array, "B P D"], Float[Array, "B L D"]]:
+    """One pass: the hidden states of the prompt, and those that the canvas' logits are read from."""
+    width, length = prompt.shape[1], canvas.shape[1]
+    tokens = jnp.concatenate([prompt, canvas], axis=-1)
+    valid = jnp.concatenate([prompt != self.pad_id, jnp.ones_like(canvas, dtype=bool)], axis=-1)
+    layout = padded_layout(valid)
+    layout = dataclasses.replace(layout, noisy=layout.noisy.at[:, width:].set(True))
+    if self.config.position_encoding == "learned" and self.pattern != "prefix_causal":
+      fixed = jnp.broadcast_to(width + jnp.arange(length), canvas.shape)
+      layout = dataclasses.replace(layout, position=layout.position.at[:, width:].set(fixed))
+    types = None
+    if self.slots:
+      slot = jnp.concatenate([jnp.zeros(width, jnp.int32), 1 + jnp.arange(length)])
+      types = jnp.broadcast_to(slot[None], tokens.shape)
+    hidden = model(tokens, layout, pattern=self.pattern, token_types=types)
+    first = width - (self.config.alignment == "shifted")
+    return hidden[:, :width], hidden[:, first : first + length]
+
+
+@dataclass(frozen=True)
+class CodeDenoiser:
+  """The denoiser of learned DocIDs: a canvas of codes in, logits of every level's codes out.
+
+  Without a code head of its own (config.code_levels), the rows of the codes in the token table are the output, tied.
+  """
+
+  canvas: CanvasDenoiser
+  mask_token: int  # MASK in the model's vocabulary
+  first_code: int  # the vocabulary's row of code 0 of level 0; the levels follow one another
+  size: int  # K: codes a level, and so the canvas' MASK
+
+  def __call__(self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+    """Logits of K + 1 columns; MASK's own is the lowest number."""
+    model, pad_id = bind(self.canvas.config, params), self.canvas.pad_id
+    prompt_hidden, hidden = self.canvas.read(model, prompt, self.tokens(canvas))
+    if self.canvas.config.code_levels:
+      query = unit_length(mean_pool(prompt_hidden, prompt != pad_id))
+      logits = model.code_head(query, hidden)
+    else:
+      matrix, bias = model.unembedding()
+      rows = lambda table: table[self.first_code : self.first_code + canvas.shape[1] * self.size]
+      matrix = rows(matrix).reshape(canvas.shape[1], self.size, -1)
+      features = model.output_features(hidden)
+      logits = jnp.einsum("bld,lkd->blk", features, matrix.astype(features.dtype), preferred_element_type=jnp.float32)
+      if bias is not None:
+        logits = logits + rows(bias).reshape(1, canvas.shape[1], self.size).astype(jnp.float32)
+    return jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=LOWEST_LOGIT)
+
+  def tokens(self, canvas: Int[Array, "B L"]) -> Int[Array, "B L"]:
+    """A canvas of codes as tokens of the model's vocabulary."""
+    token = self.first_code + self.size * jnp.arange(canvas.shape[1])[None] + canvas
+    return jnp.where(canvas == self.size, self.mask_token, token).astype(jnp.int32)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffgr_jax.models.attention import Layout, attend, attention_mask, rope
+from diffgr_jax.models.code_head import CodeHead
 from diffgr_jax.models.config import TransformerConfig
 
 Params = dict[str, Any]  # a nested dict of arrays
@@ -175,6 +176,8 @@ class Transformer(nnx.Module):
       self.mlm = MlmTransform(config, rngs=rngs)
     if config.head == "linear" and not config.tie_embeddings:
       self.unembed = self._table(config.vocab_size, "vocab", rngs)
+    if config.code_levels:
+      self.code_head = CodeHead(config)
 
   def _table(self, rows: int, axis: str, rngs: nnx.Rngs) -> nnx.Embed:
     return nnx.Embed(

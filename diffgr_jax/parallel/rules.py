@@ -26,6 +26,8 @@ TRAIN_RULES = (
   ("kv_heads", "tensor"),
   ("mlp", "tensor"),
   ("vocab", "tensor"),
+  ("code_level", None),
+  ("code", "tensor"),
   ("position", None),
   ("norm", None),
   ("layers", None),

@@ -1,7 +1,9 @@
 """The DocID stage: a query is a clean prefix, its document's identifier a canvas that the model learns to denoise.
 
 Batch contract (made by data/pipeline.py): `prompt` Int[B, P], left-padded; `docid` Int[B, L], tokens, EOS, then PAD;
-`doc_index` Int[B]. Every canvas position is a target (the model must also say where an identifier ends).
+`doc_index` Int[B]; `asked` Bool[B], whether the prompt is a question of the training set. Every canvas position is a
+target (the model must also say where an identifier ends); an autoregressive model stops at EOS, so the PAD behind it is
+none.
 
     step:   prepare (draw x_t for the GLOBAL batch)  ->  loss of each microbatch  ->  the parts add up
 
@@ -17,11 +19,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffgr_jax.decoding.scoring import score_documents
-from diffgr_jax.diffusion.corruption import Process, draw
+from diffgr_jax.diffusion.corruption import Clean, Process, draw
 from diffgr_jax.diffusion.cross_entropy import chunked_token_nll
 from diffgr_jax.diffusion.objective import document_nll, masked_diffusion_loss
-from diffgr_jax.models.denoiser import CanvasDenoiser
-from diffgr_jax.models.transformer import Params, Transformer
+from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
+from diffgr_jax.models.transformer import Params
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -31,18 +33,23 @@ Metrics = dict[str, Float[Array, ""]]
 class DocIdStage:
   """Loss of the DocID stage; hashable, so that a jitted step takes it as a static argument."""
 
-  denoiser: CanvasDenoiser
+  denoiser: CanvasDenoiser | CodeDenoiser
   process: Process
   mask_id: int
-  valid_size: int  # vocabulary rows in use
+  pad_id: int
+  valid_size: int  # columns of the logits in use
+  first_valid: int = 0  # columns before this one are never predicted
   antithetic: bool = True
   ce_chunk: int = 0  # vocabulary rows a chunk of the cross-entropy; 0 holds all logits at once
   document_weight: float = 0.0  # of the document-level softmax
   prior_weight: float = 0.0  # share of the tokens' log frequency that is subtracted in that score
+  label_smoothing: float = 0.0  # share of the target that is spread evenly over the columns in use
+  spare_unasked: bool = False  # questions are not compared with documents that no training question asks for
 
   def prepare(self, key: Key[Array, ""], batch: Batch) -> tuple[Batch, Float[Array, ""]]:
     """Corrupts the global batch; returns it with x_t, corrupted and weight, and its count of target positions."""
-    target = jnp.ones_like(batch["docid"], dtype=bool)
+    everything = jnp.ones_like(batch["docid"], dtype=bool)
+    target = batch["docid"] != self.pad_id if isinstance(self.process, Clean) else everything
     drawn = draw(key, self.process, batch["docid"], mask_id=self.mask_id, target=target, antithetic=self.antithetic)
     return batch | drawn._asdict(), target.sum().astype(jnp.float32)
 
@@ -53,19 +60,23 @@ class DocIdStage:
 
     Args:
       params: the model's parameters.
-      batch: prompt, docid, doc_index, x_t, corrupted, weight.
-      index: `codes` Int[N, L], `scored` Bool[N, L] and `log_frequency` Float[L, V] of the documents that exist.
+      batch: prompt, docid, doc_index, asked, x_t, corrupted, weight.
+      index: `codes` Int[N, L], `scored` Bool[N, L], `log_frequency` Float[L, V] of the documents that exist, and
+        `asked` Bool[N]: which of them some training question asks for.
       target_count: target positions of the whole global batch.
       row_count: rows of the whole global batch.
     """
-    model, features = self.denoiser.features(params, batch["prompt"], batch["x_t"])
     if self.ce_chunk:  # without the document term (training/options.py)
-      nll, logits, log_sum = self._chunked_nll(model, features, batch["docid"]), None, None
+      nll, logits, log_sum = self._chunked_nll(params, batch), None, None
     else:
-      logits = model.project(features)
-      in_use = jnp.arange(logits.shape[-1]) < self.valid_size
-      log_sum = jax.nn.logsumexp(jnp.where(in_use[None, None, :], logits, -jnp.inf), axis=-1)
+      logits = self.denoiser(params, batch["prompt"], batch["x_t"])
+      column = jnp.arange(logits.shape[-1])
+      in_use = ((column >= self.first_valid) & (column < self.valid_size))[None, None, :]
+      log_sum = jax.nn.logsumexp(jnp.where(in_use, logits, -jnp.inf), axis=-1)
       nll = log_sum - jnp.take_along_axis(logits, batch["docid"][..., None], axis=-1)[..., 0]
+      if self.label_smoothing:
+        even = log_sum - jnp.where(in_use, logits, 0.0).sum(axis=-1) / (self.valid_size - self.first_valid)
+        nll = (1.0 - self.label_smoothing) * nll + self.label_smoothing * even
     loss, sums = masked_diffusion_loss(nll, batch["corrupted"], batch["weight"], target_count)
     metrics = {"diffusion_loss": loss} | sums
     if logits is not None and log_sum is not None and self.document_weight > 0.0:
@@ -74,9 +85,11 @@ class DocIdStage:
       metrics |= {"document_loss": document_loss / row_count, "document_hits": hits / row_count}
     return loss, metrics | {"loss": loss}
 
-  def _chunked_nll(self, model: Transformer, features: Float[Array, "B L D"], docid: Int[Array, "B L"]):
+  def _chunked_nll(self, params: Params, batch: Batch) -> Float[Array, "B L"]:
+    assert isinstance(self.denoiser, CanvasDenoiser)  # a level of codes is small enough
+    model, features = self.denoiser.features(params, batch["prompt"], batch["x_t"])
     matrix, bias = model.unembedding()
-    flat = features.reshape(-1, features.shape[-1])
+    flat, docid = features.reshape(-1, features.shape[-1]), batch["docid"]
     nll = chunked_token_nll(flat, matrix, bias, docid.reshape(-1), self.valid_size, self.ce_chunk)
     return nll.reshape(docid.shape)
 
@@ -95,7 +108,10 @@ class DocIdStage:
     normaliser = jnp.einsum("bl,nl->bn", jnp.where(masked, log_sum, 0.0), scored.astype(jnp.float32))
     prior = jnp.einsum("bl,nl->bn", masked.astype(jnp.float32), jnp.where(scored, log_share, 0.0))
     scores = score_documents(logits, codes, scored, masked) - normaliser - self.prior_weight * prior
-    scores = jnp.where(_agrees(codes, batch["docid"], ~masked), scores, -jnp.inf)
+    compared = _agrees(codes, batch["docid"], ~masked)
+    if self.spare_unasked:
+      compared &= index["asked"][None, :] | ~batch["asked"][:, None]
+    scores = jnp.where(compared, scores, -jnp.inf)
     right = jnp.take_along_axis(scores, batch["doc_index"][:, None], axis=-1)
     return document_nll(scores, batch["doc_index"]).sum(), (scores <= right).all(axis=-1).sum().astype(jnp.float32)
 

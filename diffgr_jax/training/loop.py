@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffgr_jax.data.pipeline import make_train_iterator
+from diffgr_jax.data.pipeline import asked_documents, make_train_iterator
 from diffgr_jax.data.records import Collection
 from diffgr_jax.evaluation.generative import quick_metrics
 from diffgr_jax.parallel.mesh import batch_shards, make_mesh
@@ -55,7 +55,8 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  index = jax.device_put(run.device_index(), replicated(mesh))
+  index = run.device_index() | {"asked": jnp.asarray(asked_documents(collection))}
+  index = jax.device_put(index, replicated(mesh))
 
   # --- model, optimizer, state ---
   schedule = learning_rate_schedule(
@@ -80,7 +81,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
   last_saved = checkpoints.latest()
   if last_saved is None:
-    params = starting_params(state.params, config, run.model, run.vocab, run.index, collection, shardings.params)
+    params = starting_params(state.params, config, run.model, run.vocab, run.docid_tokens, collection, shardings.params)
     state = dataclasses.replace(state, params=params)
   else:
     state = checkpoints.restore(last_saved, abstract_state(state, shardings), iterator)

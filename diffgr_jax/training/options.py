@@ -11,26 +11,31 @@ Config = Any  # an Config, whose fields have the types that configs/quickstart.p
 
 STARTS = ("random", "corpus", "pretrained")
 CODES = "codes"
+AUTOREGRESSIVE = "autoregressive"
 DOCIDS = ("title", "leading", CODES)
 _CHOICES = {
   "start": STARTS,
   "docid": DOCIDS,
   "task": ("docid",),
+  "paradigm": ("diffusion", AUTOREGRESSIVE),
   "dataset": ("pydocs", "folder"),
   "on_bad_row": ("error", "skip"),
   "process": PROCESSES,
   "schedule": tuple(SCHEDULES),
   "lr_decay": DECAYS,
+  "pattern": ("bidirectional", "prefix"),
   "policy": tuple(POLICIES),
+  "topk_policy": ("random", "confidence", "margin", "entropy", "sequential"),
 }
 _AT_LEAST = {
   "batch_size": 1, "microbatches": 1, "steps": 1, "warmup_steps": 0, "prompt_length": 4, "canvas_length": 0,
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
   "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "prior_weight": 0,
   "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
+  "topk_steps": 0, "topk_beam": 1, "topk_commit": 1,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
-_SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate")
+_SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate", "label_smoothing")
 
 
 def check_config(config: Config) -> None:
@@ -54,6 +59,11 @@ def check_config(config: Config) -> None:
       f"config.docid_index must name a file when config.docid is 'codes', and only then: they are"
       f" {config.docid_index!r} and {config.docid!r} (python -m diffgr_jax.index build makes one)"
     )
+  _check_paradigm(config)
+  if config.docid != CODES and config.code_head:
+    raise ValueError(f"config.code_head is for learned DocIDs: it must be False when config.docid is {config.docid!r}")
+  if config.docid == CODES and config.ce_chunk:
+    raise ValueError("config.ce_chunk must be 0 when config.docid is 'codes': logits of a level are few")
   if config.warmup_steps >= config.steps:
     raise ValueError(f"config.warmup_steps ({config.warmup_steps}) must be below config.steps ({config.steps})")
   if config.batch_size % config.microbatches:
@@ -74,6 +84,24 @@ def check_config(config: Config) -> None:
     raise ValueError(
       "config.ce_chunk must be 0 when config.document_weight > 0: that term needs all logits of the canvas"
     )
+
+
+def _check_paradigm(config: Config) -> None:
+  """An autoregressive model has no masks, and so nothing that is defined by them."""
+  if (config.paradigm == AUTOREGRESSIVE) != (config.process == "clean"):
+    raise ValueError(
+      "config.process must be 'clean' when config.paradigm is 'autoregressive', and only then: they are"
+      f" {config.process!r} and {config.paradigm!r}"
+    )
+  if config.paradigm != AUTOREGRESSIVE:
+    if config.beam_widths:
+      raise ValueError("config.beam_widths is for the paradigm 'autoregressive'; a denoiser has topk_steps")
+    return
+  if not config.beam_widths or min(config.beam_widths) < 1:
+    raise ValueError(f"config.beam_widths holds widths of at least 1, not {tuple(config.beam_widths)}")
+  for field in ("document_weight", "all_masked_fraction", "code_head", "slot_embeddings", "topk_steps", "show_queries"):
+    if config[field]:
+      raise ValueError(f"config.{field} must be {type(config[field])()} when config.paradigm is 'autoregressive'")
 
 
 def _check_start(config: Config) -> None:

