@@ -6,7 +6,7 @@ Every field of a DocID run stands here; the other configs under configs/docid/ s
 
 import ml_collections
 
-from diffgr_jax.parallel.rules import TRAIN_RULES
+from diffgr_jax.parallel.rules import DECODE_RULES, TRAIN_RULES
 
 # name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
 SIZES = {
@@ -95,7 +95,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   # Devices: sizes of the mesh axes replica, data, fsdp, tensor, sequence; -1 is what is left.
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-  config.rules = TRAIN_RULES  # logical axis of a weight -> mesh axis
+  config.rules = TRAIN_RULES  # logical axis of a weight or an activation -> mesh axes, in training
+  config.decode_rules = DECODE_RULES  # the same in decoding and evaluation
 
   # Watching and keeping.
   config.log_every = 50

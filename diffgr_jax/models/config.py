@@ -6,6 +6,8 @@ A config is hashable, so it can be a static argument of `jax.jit`; two equal con
 import dataclasses
 from dataclasses import dataclass
 
+from diffgr_jax.parallel.rules import Place
+
 PATTERNS = ("causal", "bidirectional", "block_causal", "two_stream")
 _CHOICES = {
   "norm": ("rmsnorm", "layernorm"),
@@ -19,6 +21,9 @@ _CHOICES = {
   "param_dtype": ("float32", "bfloat16"),
   "compute_dtype": ("float32", "bfloat16"),
 }
+
+
+_OF_A_JOB = ("rules",)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class TransformerConfig:
   remat: str = "none"  # none | dots (keep matmul outputs) | full (keep layer inputs only)
   param_dtype: str = "float32"
   compute_dtype: str = "float32"
+  rules: tuple[tuple[str, Place], ...] = ()  # activations on a mesh (parallel/rules.py); (): as the compiler finds best
 
   def __post_init__(self):
     for field, allowed in _CHOICES.items():
@@ -73,7 +79,8 @@ class TransformerConfig:
       raise ValueError("model.head 'mlm' ties its output to the embedding: set model.tie_embeddings to True")
 
   def to_dict(self) -> dict:
-    return dataclasses.asdict(self)
+    """What weights mean and how they are run, but not on which mesh: that is the job's, not the model's."""
+    return {name: value for name, value in dataclasses.asdict(self).items() if name not in _OF_A_JOB}
 
   @classmethod
   def from_dict(cls, values: dict) -> "TransformerConfig":

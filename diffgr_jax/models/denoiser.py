@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from diffgr_jax.models.attention import padded_layout
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params, Transformer, bind
+from diffgr_jax.parallel.rules import constrain
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class CanvasDenoiser:
       types = jnp.broadcast_to(slot[None], tokens.shape)
     hidden = model(tokens, layout, pattern="bidirectional", token_types=types)
     first = prompt.shape[1] - (self.config.alignment == "shifted")
-    return model, model.output_features(hidden[:, first : first + canvas.shape[1]])
+    at_canvas = hidden[:, first : first + canvas.shape[1]]
+    at_canvas = constrain(at_canvas, "hidden states of the canvas", ("batch", "canvas", "features"), self.config.rules)
+    return model, model.output_features(at_canvas)
 
   def __call__(self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Float[Array, "B L V"]:
     model, features = self.features(params, prompt, canvas)

@@ -22,10 +22,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffgr_jax.models.attention import Layout, attend, attention_mask, rope
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.parallel.rules import constrain
 
 Params = dict[str, Any]  # a nested dict of arrays
 
 _EMBED_STD = 0.02
+_HIDDEN = ("batch", "length", "features")
 _REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
@@ -88,6 +90,7 @@ class Attention(nnx.Module):
     self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mask: Bool[Array, "B T T"]
   ) -> Float[Array, "B T D"]:
     config, (batch, length, _) = self.config, x.shape
+    place = lambda what, x, axes: constrain(x, f"attention {what}", ("batch", *axes, None), config.rules)
     query = self.query(x).reshape(batch, length, config.n_heads, config.head_dim)
     key = self.key(x).reshape(batch, length, config.n_kv_heads, config.head_dim)
     value = self.value(x).reshape(batch, length, config.n_kv_heads, config.head_dim)
@@ -95,14 +98,17 @@ class Attention(nnx.Module):
       query, key = self.query_norm(query), self.key_norm(key)
     if config.position_encoding == "rope":
       query, key = rope(query, position, config.rope_theta), rope(key, position, config.rope_theta)
-    return self.out(attend(query, key, value, mask).reshape(batch, length, -1))
+    query = place("queries", query, ("length", "heads"))
+    key, value = place("keys", key, (None, "kv_heads")), place("values", value, (None, "kv_heads"))
+    mixed = place("outputs", attend(query, key, value, mask), ("length", "heads"))
+    return self.out(mixed.reshape(batch, length, -1))
 
 
 class Mlp(nnx.Module):
   """SwiGLU (down(silu(gate x) * up x), arXiv 2002.05202) or the plain GELU of BERT."""
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    self.gated = config.mlp == "swiglu"
+    self.gated, self.rules = config.mlp == "swiglu", config.rules
     wide, bias = (config.d_model, config.d_ff), config.mlp_bias
     if self.gated:
       self.gate = _linear(config, wide, ("embed", "mlp"), bias=bias, rngs=rngs)
@@ -111,15 +117,17 @@ class Mlp(nnx.Module):
 
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     if self.gated:
-      return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-    return self.down(jax.nn.gelu(self.up(x), approximate=False))
+      wide = jax.nn.silu(self.gate(x)) * self.up(x)
+    else:
+      wide = jax.nn.gelu(self.up(x), approximate=False)
+    return self.down(constrain(wide, "MLP activations", ("batch", "length", "mlp"), self.rules))
 
 
 class Block(nnx.Module):
   """One layer: attention and MLP, each with a residual; the norm before the part (pre) or after the sum (post)."""
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    self.pre = config.norm_position == "pre"
+    self.pre, self.rules = config.norm_position == "pre", config.rules
     self.attention_norm = _norm(config, config.d_model, rngs=rngs)
     self.attention = Attention(config, rngs=rngs)
     self.mlp_norm = _norm(config, config.d_model, rngs=rngs)
@@ -130,9 +138,11 @@ class Block(nnx.Module):
   ) -> Float[Array, "B T D"]:
     if self.pre:
       x = x + self.attention(self.attention_norm(x), position, mask)
-      return x + self.mlp(self.mlp_norm(x))
-    x = self.attention_norm(x + self.attention(x, position, mask))
-    return self.mlp_norm(x + self.mlp(x))
+      x = x + self.mlp(self.mlp_norm(x))
+    else:
+      x = self.attention_norm(x + self.attention(x, position, mask))
+      x = self.mlp_norm(x + self.mlp(x))
+    return constrain(x, "hidden states", _HIDDEN, self.rules)
 
 
 class MlmTransform(nnx.Module):
@@ -224,7 +234,9 @@ class Transformer(nnx.Module):
   def _embedded(self, tokens, layout, token_types):
     """What goes into the first layer."""
     config = self.config
-    x = self.embed(tokens)
+    tokens = constrain(tokens, "tokens", ("lookup", "length"), config.rules)
+    x = constrain(self.embed(tokens), "embedded tokens", ("lookup", "length", "embed"), config.rules)
+    x = constrain(x, "embedded tokens", _HIDDEN, config.rules)
     if config.position_encoding == "learned":
       x = x + self.position_embed(layout.position)
     if config.token_types:
@@ -236,6 +248,7 @@ class Transformer(nnx.Module):
     config = self.config
     x = self._embedded(tokens, layout, token_types)
     mask = attention_mask(pattern or config.pattern, layout, layout, block_size)
+    mask = constrain(mask, "attention mask", ("batch", "length", None), config.rules)
     definition, stacked = nnx.split(self.blocks)
 
     def layer(x, weights):
@@ -271,6 +284,8 @@ class Transformer(nnx.Module):
     """Float32 logits of `output_features`."""
     matrix, bias = self.unembedding()
     logits = jnp.einsum("...d,vd->...v", features, matrix.astype(features.dtype), preferred_element_type=jnp.float32)
+    if logits.ndim == 3:
+      logits = constrain(logits, "logits", ("batch", "canvas", "vocab"), self.config.rules)
     return logits if bias is None else logits + bias.astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
 
 

@@ -77,7 +77,8 @@ class DocIdStage:
   def _chunked_nll(self, model: Transformer, features: Float[Array, "B L D"], docid: Int[Array, "B L"]):
     matrix, bias = model.unembedding()
     flat = features.reshape(-1, features.shape[-1])
-    nll = chunked_token_nll(flat, matrix, bias, docid.reshape(-1), self.valid_size, self.ce_chunk)
+    rules = self.denoiser.config.rules
+    nll = chunked_token_nll(flat, matrix, bias, docid.reshape(-1), self.valid_size, self.ce_chunk, rules)
     return nll.reshape(docid.shape)
 
   def _document_loss(

@@ -17,7 +17,7 @@ from diffgr_jax.parallel.rules import replicated, shard_batch
 from diffgr_jax.training.checkpoint import Checkpoints, abstract_state
 from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite, recorded_seconds
 from diffgr_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from diffgr_jax.training.options import Config, check_batch, check_config
+from diffgr_jax.training.options import Config, check_batch, check_config, check_mesh
 from diffgr_jax.training.run import Run, prepare_run
 from diffgr_jax.training.start import starting_params
 from diffgr_jax.training.state import TrainState, create_state, state_shardings, train_step
@@ -56,6 +56,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     process_count=jax.process_count(),
   )
   index = jax.device_put(run.device_index(), replicated(mesh))
+  check_mesh(config, run.model, run.index.canvas_length, mesh)
 
   # --- model, optimizer, state ---
   schedule = learning_rate_schedule(
@@ -104,9 +105,10 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   try:
     for step in range(start + 1, config.steps + 1):
       batch = shard_batch(next(iterator), mesh)
-      state, metrics = train_step(
-        state, batch, index, seed, stage=stage, optimizer=optimizer, microbatches=config.microbatches
-      )
+      with jax.set_mesh(mesh):
+        state, metrics = train_step(
+          state, batch, index, seed, stage=stage, optimizer=optimizer, microbatches=config.microbatches
+        )
       if pending is not None:
         report(*pending)  # one step late: the device is already at work on this one
       pending = (step, metrics)

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from jax.sharding import Mesh
+
 from diffgr_jax.decoding.policies import POLICIES, make_policy
 from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES, make_process
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.parallel.rules import check_divides
 from diffgr_jax.training.optimizer import DECAYS
 
 Config = Any  # an Config, whose fields have the types that configs/quickstart.py gives them
@@ -102,6 +105,16 @@ def check_batch(config: Config, shards: int, processes: int) -> None:
       f"config.batch_size ({config.batch_size}) must be a multiple of {parts}: {shards} batch shards of the mesh"
       f" x {config.microbatches} microbatches, and of the {processes} processes"
     )
+
+
+def check_mesh(config: Config, model: TransformerConfig, canvas_length: int, mesh: Mesh) -> None:
+  """Raises ValueError, with the numbers, where the mesh does not divide what the rules split over it."""
+  sizes = {
+    "batch": config.batch_size // config.microbatches, "lookup": config.batch_size // config.microbatches,
+    "length": config.prompt_length + canvas_length, "canvas": canvas_length, "features": model.d_model,
+    "heads": model.n_heads, "kv_heads": model.n_kv_heads, "mlp": model.d_ff, "vocab": model.vocab_size,
+  }  # fmt: skip
+  check_divides(sizes, mesh, config.rules)
 
 
 def transformer_config(config: Config, vocab_size: int, canvas_length: int) -> TransformerConfig:

@@ -27,20 +27,22 @@ from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.parallel.rules import DECODE_RULES, Rules, frozen_rules
 from diffgr_jax.stages.docid import DocIdStage
 from diffgr_jax.training.options import CODES, Config, transformer_config
 from diffgr_jax.training.start import pretrained_folder, pretrained_model
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
-  "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
-  "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
-  "ce_chunk", "show_queries", "dense", "nelbo_queries",
+  "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "decode_rules",
+  "microbatches", "remat", "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask",
+  "eval_batch_size", "eval_splits", "ce_chunk", "show_queries", "dense", "nelbo_queries",
 }  # fmt: skip
 
 # What a field was before it existed.
 _OLDER = {
-  "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
+  "decode_rules": DECODE_RULES, "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0,
+  "embedding_rate": 1.0, "nelbo_queries": 256,
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
@@ -62,7 +64,12 @@ class Run:
 
   @property
   def denoiser(self) -> CanvasDenoiser:
-    return CanvasDenoiser(self.model, self.vocab.pad_id, slots=self.config.slot_embeddings)
+    """As decoding asks it."""
+    return self._denoiser(self.config.decode_rules)
+
+  def _denoiser(self, rules: Rules) -> CanvasDenoiser:
+    model = dataclasses.replace(self.model, rules=frozen_rules(rules))
+    return CanvasDenoiser(model, self.vocab.pad_id, slots=self.config.slot_embeddings)
 
   @property
   def banned(self) -> Bool[Array, "V"]:
@@ -101,7 +108,7 @@ class Run:
   def stage(self) -> DocIdStage:
     config = self.config
     return DocIdStage(
-      denoiser=self.denoiser,
+      denoiser=self._denoiser(config.rules),
       process=make_process(config.process, config.schedule, config.all_masked_fraction),
       mask_id=self.vocab.mask_id,
       valid_size=self.vocab.size,

@@ -17,7 +17,7 @@ import optax
 
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import abstract_params, init_params, logical_axes
-from diffgr_jax.parallel.rules import Rules, replicated, tree_shardings
+from diffgr_jax.parallel.rules import Rules, constrain_tree, replicated, tree_shardings
 from diffgr_jax.stages.docid import Batch, DocIdStage
 
 
@@ -76,12 +76,13 @@ def train_step(
   """One optimizer step on a global batch, its gradient accumulated over `microbatches` equal parts in float32."""
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   batch, target_count = stage.prepare(key, batch)
-  rows = batch["prompt"].shape[0]
+  rows, model = batch["prompt"].shape[0], stage.denoiser.config
+  lie_as_params = lambda tree: constrain_tree(tree, logical_axes(model), model.rules)
   gradient = jax.value_and_grad(stage.loss, has_aux=True)
 
   def part(microbatch: Batch):
     (_, metrics), grads = gradient(state.params, microbatch, index, target_count, rows)
-    return jax.tree.map(lambda x: x.astype(jnp.float32), grads), metrics
+    return lie_as_params(jax.tree.map(lambda x: x.astype(jnp.float32), grads)), metrics
 
   if microbatches == 1:
     grads, metrics = part(batch)
@@ -95,6 +96,6 @@ def train_step(
     (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
 
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  params = lie_as_params(optax.apply_updates(state.params, updates))
   metrics |= {"grad_norm": optax.global_norm(grads)}
   return TrainState(state.step + 1, params, opt_state), metrics
