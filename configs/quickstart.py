@@ -70,6 +70,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.param_dtype = "float32"  # float32 | bfloat16
   config.compute_dtype = "float32"  # float32 | bfloat16; softmax, logits and losses are float32 in any case
 
+  config.attention = "auto"  # reference | splash (TPU) | flash (GPU, bfloat16) | auto: what fits the machine
+
   # Objective.
   config.process = "exact_count"  # random_time | exact_count (both the bound) | uniform_weight | all_masked
   config.schedule = "linear"  # linear | cosine

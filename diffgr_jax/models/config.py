@@ -20,10 +20,11 @@ _CHOICES = {
   "remat": ("none", "dots", "full"),
   "param_dtype": ("float32", "bfloat16"),
   "compute_dtype": ("float32", "bfloat16"),
+  "attention": ("auto", "reference", "splash", "flash"),
 }
 
 
-_OF_A_JOB = ("rules",)
+_OF_A_JOB = ("attention", "rules")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class TransformerConfig:
   remat: str = "none"  # none | dots (keep matmul outputs) | full (keep layer inputs only)
   param_dtype: str = "float32"
   compute_dtype: str = "float32"
+  attention: str = "auto"  # reference | splash (TPU) | flash (GPU) | auto: by where it runs (kernels.py)
   rules: tuple[tuple[str, Place], ...] = ()  # activations on a mesh (parallel/rules.py); (): as the compiler finds best
 
   def __post_init__(self):
@@ -79,7 +81,7 @@ class TransformerConfig:
       raise ValueError("model.head 'mlm' ties its output to the embedding: set model.tie_embeddings to True")
 
   def to_dict(self) -> dict:
-    """What weights mean and how they are run, but not on which mesh: that is the job's, not the model's."""
+    """What weights mean and how they are run, but not on which machine: that is the job's, not the model's."""
     return {name: value for name, value in dataclasses.asdict(self).items() if name not in _OF_A_JOB}
 
   @classmethod

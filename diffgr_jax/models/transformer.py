@@ -18,10 +18,11 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from diffgr_jax.models.attention import Layout, attend, attention_mask, rope
+from diffgr_jax.models.attention import Layout, rope
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.kernels import Mix, attention_of
 from diffgr_jax.parallel.rules import constrain
 
 Params = dict[str, Any]  # a nested dict of arrays
@@ -86,9 +87,7 @@ class Attention(nnx.Module):
       self.query_norm = _norm(config, config.head_dim, rngs=rngs, kind="rmsnorm")
       self.key_norm = _norm(config, config.head_dim, rngs=rngs, kind="rmsnorm")
 
-  def __call__(
-    self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mask: Bool[Array, "B T T"]
-  ) -> Float[Array, "B T D"]:
+  def __call__(self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mix: Mix) -> Float[Array, "B T D"]:
     config, (batch, length, _) = self.config, x.shape
     place = lambda what, x, axes: constrain(x, f"attention {what}", ("batch", *axes, None), config.rules)
     query = self.query(x).reshape(batch, length, config.n_heads, config.head_dim)
@@ -100,7 +99,7 @@ class Attention(nnx.Module):
       query, key = rope(query, position, config.rope_theta), rope(key, position, config.rope_theta)
     query = place("queries", query, ("length", "heads"))
     key, value = place("keys", key, (None, "kv_heads")), place("values", value, (None, "kv_heads"))
-    mixed = place("outputs", attend(query, key, value, mask), ("length", "heads"))
+    mixed = place("outputs", mix(query, key, value), ("length", "heads"))
     return self.out(mixed.reshape(batch, length, -1))
 
 
@@ -116,10 +115,8 @@ class Mlp(nnx.Module):
     self.down = _linear(config, wide[::-1], ("mlp", "embed"), bias=bias, rngs=rngs, residual=True)
 
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    if self.gated:
-      wide = jax.nn.silu(self.gate(x)) * self.up(x)
-    else:
-      wide = jax.nn.gelu(self.up(x), approximate=False)
+    wide = self.up(x)
+    wide = jax.nn.silu(self.gate(x)) * wide if self.gated else jax.nn.gelu(wide, approximate=False)
     return self.down(constrain(wide, "MLP activations", ("batch", "length", "mlp"), self.rules))
 
 
@@ -133,14 +130,12 @@ class Block(nnx.Module):
     self.mlp_norm = _norm(config, config.d_model, rngs=rngs)
     self.mlp = Mlp(config, rngs=rngs)
 
-  def __call__(
-    self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mask: Bool[Array, "B T T"]
-  ) -> Float[Array, "B T D"]:
+  def __call__(self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mix: Mix) -> Float[Array, "B T D"]:
     if self.pre:
-      x = x + self.attention(self.attention_norm(x), position, mask)
+      x = x + self.attention(self.attention_norm(x), position, mix)
       x = x + self.mlp(self.mlp_norm(x))
     else:
-      x = self.attention_norm(x + self.attention(x, position, mask))
+      x = self.attention_norm(x + self.attention(x, position, mix))
       x = self.mlp_norm(x + self.mlp(x))
     return constrain(x, "hidden states", _HIDDEN, self.rules)
 
@@ -205,6 +200,7 @@ class Transformer(nnx.Module):
     pattern: str | None = None,
     block_size: int = 1,
     token_types: Int[Array, "B T"] | None = None,
+    aligned: bool = False,
   ) -> Float[Array, "B T D"]:
     """Hidden states after the last norm, in the compute dtype.
 
@@ -214,8 +210,9 @@ class Transformer(nnx.Module):
       pattern: attention pattern; None takes the one of the config.
       block_size: tokens a block, for the block patterns.
       token_types: BERT's segment ids; None means all 0. Ignored by models without the table.
+      aligned: every document begins at a multiple of `block_size` in the sequence, which a kernel may ask for.
     """
-    return self._layers(tokens, layout, pattern, block_size, token_types)[0]
+    return self._layers(tokens, layout, pattern, block_size, token_types, aligned)[0]
 
   def hidden_states(
     self,
@@ -227,7 +224,7 @@ class Transformer(nnx.Module):
     token_types: Int[Array, "B T"] | None = None,
   ) -> Float[Array, "M B T D"]:
     """What goes into the first layer and what leaves each one (M = layers + 1; the last entry after the last norm)."""
-    last, first, outputs = self._layers(tokens, layout, pattern, block_size, token_types, keep=True)
+    last, first, outputs = self._layers(tokens, layout, pattern, block_size, token_types, False, keep=True)
     assert outputs is not None
     return jnp.concatenate([first[None], outputs[:-1], last[None]])
 
@@ -243,16 +240,15 @@ class Transformer(nnx.Module):
       x = x + self.type_embed(jnp.zeros_like(tokens) if token_types is None else token_types)
     return self.embed_norm(x) if config.norm_position == "post" else x
 
-  def _layers(self, tokens, layout, pattern, block_size, token_types, keep=False):
+  def _layers(self, tokens, layout, pattern, block_size, token_types, aligned, keep=False):
     """The hidden states after the last norm, before the first layer, and (with `keep`) after every layer."""
     config = self.config
     x = self._embedded(tokens, layout, token_types)
-    mask = attention_mask(pattern or config.pattern, layout, layout, block_size)
-    mask = constrain(mask, "attention mask", ("batch", "length", None), config.rules)
+    mix = attention_of(config, layout, pattern or config.pattern, block_size, aligned)
     definition, stacked = nnx.split(self.blocks)
 
     def layer(x, weights):
-      x = nnx.merge(definition, weights)(x, layout.position, mask)
+      x = nnx.merge(definition, weights)(x, layout.position, mix)
       return x, (x if keep else None)
 
     if config.remat != "none":

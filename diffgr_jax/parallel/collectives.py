@@ -1,7 +1,7 @@
 """What a compiled program sends between devices, read off its HLO text.
 
     %ag = bf16[32,4096]{1,0} all-gather(%x), replica_groups=[16,16]<=[256], ...     kind, bytes, groups
-    while(...), body=%layer, backend_config={"known_trip_count":{"n":"32"}}         what stands in the body counts 32 times
+    while(...), body=%layer, backend_config={"known_trip_count":{"n":"32"}}         what is in the body counts 32 times
 
 Groups are compared with the mesh: devices of one group that differ in the coordinate of an axis talk over that axis. A
 loop whose trip count the compiler does not know (a decoding loop) counts once.
@@ -19,7 +19,9 @@ _DTYPE_BITS = re.compile(r"(pred|[a-z]+?)(\d*)(?:e\d+m\d+\w*)?$")
 _SHAPE = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)$")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=\{?([^\s{}]*(?:, ?%[\w.\-]+)*)\}?")
+_CALLED = re.compile(
+  r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=\{?([^\s{}]*(?:, ?%[\w.\-]+)*)\}?"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,{} ]*)\}\}")

@@ -23,6 +23,7 @@ _CHOICES = {
   "on_bad_row": ("error", "skip"),
   "process": PROCESSES,
   "schedule": tuple(SCHEDULES),
+  "attention": ("auto", "reference", "splash", "flash"),
   "lr_decay": DECAYS,
   "policy": tuple(POLICIES),
 }
@@ -139,4 +140,5 @@ def transformer_config(config: Config, vocab_size: int, canvas_length: int) -> T
     remat=config.remat,
     param_dtype=config.param_dtype,
     compute_dtype=config.compute_dtype,
+    attention=config.attention,
   )

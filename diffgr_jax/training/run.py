@@ -35,14 +35,14 @@ from diffgr_jax.training.start import pretrained_folder, pretrained_model
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "decode_rules",
-  "microbatches", "remat", "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask",
+  "attention", "microbatches", "remat", "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask",
   "eval_batch_size", "eval_splits", "ce_chunk", "show_queries", "dense", "nelbo_queries",
 }  # fmt: skip
 
 # What a field was before it existed.
 _OLDER = {
-  "decode_rules": DECODE_RULES, "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0,
-  "embedding_rate": 1.0, "nelbo_queries": 256,
+  "attention": "auto", "decode_rules": DECODE_RULES, "docid": "title", "docid_index": "", "docid_levels": 0,
+  "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
@@ -68,7 +68,7 @@ class Run:
     return self._denoiser(self.config.decode_rules)
 
   def _denoiser(self, rules: Rules) -> CanvasDenoiser:
-    model = dataclasses.replace(self.model, rules=frozen_rules(rules))
+    model = dataclasses.replace(self.model, attention=self.config.attention, rules=frozen_rules(rules))
     return CanvasDenoiser(model, self.vocab.pad_id, slots=self.config.slot_embeddings)
 
   @property

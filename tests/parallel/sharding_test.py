@@ -1,4 +1,4 @@
-"""Eight devices compute what one does: gradients, and every decoder, under meshes that split rows, heads and lengths."""
+"""Eight devices compute what one does: gradients, and every decoder, on meshes that split rows, heads and lengths."""
 
 import dataclasses
 import functools
@@ -55,11 +55,20 @@ def on_mesh(sizes, rules, compute):
 def loss_and_gradient(model, params, put, ce_chunk):
   denoiser = CanvasDenoiser(model, pad_id=0)
   stage = DocIdStage(
-    denoiser, make_process("exact_count"), MASK, valid_size=30, ce_chunk=ce_chunk, document_weight=0.0 if ce_chunk else 0.5
+    denoiser,
+    make_process("exact_count"),
+    MASK,
+    valid_size=30,
+    ce_chunk=ce_chunk,
+    document_weight=0.0 if ce_chunk else 0.5,
   )
   documents = np.arange(ROWS, dtype=np.int32)
   batch = {"prompt": put(PROMPTS), "docid": put(CODES[:ROWS]), "doc_index": put(documents)}
-  index = {"codes": jnp.asarray(CODES), "scored": jnp.ones(CODES.shape, bool), "log_frequency": jnp.zeros((CANVAS, VOCAB))}
+  index = {
+    "codes": jnp.asarray(CODES),
+    "scored": jnp.ones(CODES.shape, bool),
+    "log_frequency": jnp.zeros((CANVAS, VOCAB)),
+  }
 
   @jax.jit
   def both(params, batch):
@@ -115,7 +124,9 @@ def test_decoding(sizes, decode):
 
 @pytest.mark.parametrize("k", [1, 4, 11])
 def test_every_device_scores_its_own_documents_and_ties_go_by_index(k):
-  rules = tuple((axis, {"documents": "tensor", "batch": "data", "lookup": "data"}.get(axis, x)) for axis, x in DECODE_RULES)
+  rules = tuple(
+    (axis, {"documents": "tensor", "batch": "data", "lookup": "data"}.get(axis, x)) for axis, x in DECODE_RULES
+  )
   same = np.concatenate([CODES[:6], CODES[:5]])  # every document twice, on different devices: ties
 
   def retrieve(model, params, put):
@@ -155,7 +166,10 @@ def test_laid_out_weights_have_their_axes():
 @pytest.mark.parametrize(
   "sizes, message",
   [
-    ({"tensor": 8}, r"attention queries: its heads dimension of 4 cannot be split over 8 devices of the mesh axis tensor"),
+    (
+      {"tensor": 8},
+      r"attention queries: its heads dimension of 4 cannot be split over 8 devices of the mesh axis tensor",
+    ),
     ({"sequence": 8}, r"tokens: its length dimension of 10 cannot be split over 8 devices of the mesh axis sequence"),
   ],
 )
