@@ -70,6 +70,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.param_dtype = "float32"  # float32 | bfloat16
   config.compute_dtype = "float32"  # float32 | bfloat16; softmax, logits and losses are float32 in any case
 
+  config.lora_rank = 0  # of adapters (LoRA) beside frozen weights; 0: all weights are trained
+  config.lora_alpha = 16.0  # adapters' outputs are multiplied by lora_alpha / lora_rank
+  config.lora_targets = ("query", "value")  # some of query, key, value, out, gate, up, down
   config.attention = "auto"  # reference | splash (TPU) | flash (GPU, bfloat16) | auto: what fits the machine
 
   # Objective.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from diffgr_jax.parallel.rules import Place
 
 PATTERNS = ("causal", "bidirectional", "block_causal", "two_stream")
+PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 _CHOICES = {
   "norm": ("rmsnorm", "layernorm"),
   "norm_position": ("pre", "post"),
@@ -59,6 +60,9 @@ class TransformerConfig:
   pattern: str = "bidirectional"  # the attention pattern the weights were trained for
   alignment: str = "same_position"  # same_position: logit i predicts token i | shifted: logit i-1 does
   remat: str = "none"  # none | dots (keep matmul outputs) | full (keep layer inputs only)
+  lora_rank: int = 0  # of adapters beside frozen projections (lora.py); 0: none
+  lora_alpha: float = 16.0  # an adapter's output is multiplied by lora_alpha / lora_rank
+  lora_targets: tuple[str, ...] = ()  # which projections: query, key, value, out, gate, up, down
   param_dtype: str = "float32"
   compute_dtype: str = "float32"
   attention: str = "auto"  # reference | splash (TPU) | flash (GPU) | auto: by where it runs (kernels.py)
@@ -71,6 +75,12 @@ class TransformerConfig:
     for field in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
       if getattr(self, field) < 1:
         raise ValueError(f"model.{field} is at least 1, not {getattr(self, field)}")
+    unknown = sorted(set(self.lora_targets) - set(PROJECTIONS))
+    if unknown or bool(self.lora_rank) != bool(self.lora_targets):
+      raise ValueError(
+        f"model.lora_targets are some of {', '.join(PROJECTIONS)} where model.lora_rank is above 0, and none elsewhere;"
+        f" not {', '.join(unknown or self.lora_targets) or 'none'} with rank {self.lora_rank}"
+      )
     if self.n_heads % self.n_kv_heads:
       raise ValueError(f"model.n_heads ({self.n_heads}) must be a multiple of model.n_kv_heads ({self.n_kv_heads})")
     if self.position_encoding == "rope" and self.head_dim % 2:
@@ -90,4 +100,4 @@ class TransformerConfig:
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
       raise ValueError(f"model has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return cls(**values)
+    return cls(**values | {"lora_targets": tuple(values.get("lora_targets", ()))})

@@ -21,6 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 from diffgr_jax.models.attention import Layout, attention_mask, rope_angles, rotate_features
 from diffgr_jax.models.cache import AXES, KVCache, cache_split, merge, put, put_layout, unmerge
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.lora import merge as merge_adapters
+from diffgr_jax.models.lora import without_adapters
 from diffgr_jax.models.transformer import Params, logical_axes
 from diffgr_jax.parallel.rules import constrain
 
@@ -32,13 +34,14 @@ DecodingParams = dict[str, Any]  # Params with "blocks" as a tuple of layers, an
 
 
 def decoding_params(config: TransformerConfig, params: Params | DecodingParams) -> DecodingParams:
-  """Lays parameters out for decoding: a copy of them. What is laid out already is returned as it is.
+  """Lays parameters out for decoding: a copy of them, adapters merged. What is laid out already is returned as it is.
 
   Decoders call this themselves, once a call, inside their jit. Who decodes the same weights often calls it once, under
   `jax.jit`, and passes the result wherever a decoder takes parameters.
   """
   if is_laid_out(params):
     return params
+  params = merge_adapters(config, params)
   layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(config.n_layers))
   turn = lambda path, x: x.T if path[-1] == jax.tree_util.DictKey("kernel") else x
   return jax.tree_util.tree_map_with_path(turn, {**params, "blocks": layers})
@@ -46,7 +49,7 @@ def decoding_params(config: TransformerConfig, params: Params | DecodingParams) 
 
 def decoding_axes(config: TransformerConfig) -> DecodingParams:
   """Logical axes of every parameter, laid out by `decoding_params`."""
-  axes = logical_axes(config)
+  axes = logical_axes(without_adapters(config))
   names = lambda change, tree: jax.tree_util.tree_map_with_path(change, tree, is_leaf=lambda x: isinstance(x, tuple))
   layer = names(lambda _, names: names[1:], axes["blocks"])
   turn = lambda path, names: names[::-1] if path[-1] == jax.tree_util.DictKey("kernel") else names

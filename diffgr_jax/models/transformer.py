@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffgr_jax.models.attention import Layout, rope
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.kernels import Mix, attention_of
+from diffgr_jax.models.lora import LoraLinear
 from diffgr_jax.parallel.rules import constrain
 
 Params = dict[str, Any]  # a nested dict of arrays
@@ -36,12 +37,14 @@ _REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_savea
 
 
 def _linear(
-  config: TransformerConfig, shape, axes, *, bias: bool, rngs: nnx.Rngs, residual: bool = False
+  config: TransformerConfig, shape, axes, *, bias: bool, rngs: nnx.Rngs, residual: bool = False, name: str = ""
 ) -> nnx.Linear:
-  """A projection; those that write into the residual stream start smaller by sqrt(2 * layers) (GPT-2)."""
+  """A projection; those that write into the residual stream start smaller by sqrt(2 * layers) (GPT-2).
+
+  `name` is what `config.lora_targets` may call it.
+  """
   scale = 1.0 / (2 * config.n_layers) if residual else 1.0
-  return nnx.Linear(
-    *shape,
+  how: dict[str, Any] = dict(
     use_bias=bias,
     dtype=config.compute_dtype,
     param_dtype=config.param_dtype,
@@ -50,6 +53,7 @@ def _linear(
     kernel_metadata={"axes": axes},
     bias_metadata={"axes": axes[1:]},
   )
+  return LoraLinear(config, *shape, axes, **how) if name in config.lora_targets else nnx.Linear(*shape, **how)
 
 
 def _norm(config: TransformerConfig, size: int, *, rngs: nnx.Rngs, kind: str | None = None) -> nnx.Module:
@@ -72,9 +76,12 @@ class Attention(nnx.Module):
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     self.config = config
     query_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    self.query = _linear(config, (config.d_model, query_width), ("embed", "heads"), bias=config.qkv_bias, rngs=rngs)
-    self.key = _linear(config, (config.d_model, kv_width), ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs)
-    self.value = _linear(config, (config.d_model, kv_width), ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs)
+    project = lambda name, width, axis: _linear(
+      config, (config.d_model, width), ("embed", axis), bias=config.qkv_bias, rngs=rngs, name=name
+    )
+    self.query = project("query", query_width, "heads")
+    self.key = project("key", kv_width, "kv_heads")
+    self.value = project("value", kv_width, "kv_heads")
     self.out = _linear(
       config,
       (query_width, config.d_model),
@@ -82,6 +89,7 @@ class Attention(nnx.Module):
       bias=config.out_bias,
       rngs=rngs,
       residual=True,
+      name="out",
     )
     if config.qk_norm:
       self.query_norm = _norm(config, config.head_dim, rngs=rngs, kind="rmsnorm")
@@ -108,11 +116,11 @@ class Mlp(nnx.Module):
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     self.gated, self.rules = config.mlp == "swiglu", config.rules
-    wide, bias = (config.d_model, config.d_ff), config.mlp_bias
+    wide, how = (config.d_model, config.d_ff), dict[str, Any](bias=config.mlp_bias, rngs=rngs)
     if self.gated:
-      self.gate = _linear(config, wide, ("embed", "mlp"), bias=bias, rngs=rngs)
-    self.up = _linear(config, wide, ("embed", "mlp"), bias=bias, rngs=rngs)
-    self.down = _linear(config, wide[::-1], ("mlp", "embed"), bias=bias, rngs=rngs, residual=True)
+      self.gate = _linear(config, wide, ("embed", "mlp"), name="gate", **how)
+    self.up = _linear(config, wide, ("embed", "mlp"), name="up", **how)
+    self.down = _linear(config, wide[::-1], ("mlp", "embed"), residual=True, name="down", **how)
 
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     wide = self.up(x)

@@ -23,10 +23,11 @@ Rules = Sequence[Sequence[Any]]  # pairs: logical axis, place
 Axes = Sequence[Place]  # of an array: the logical axis, or axes, of each dimension
 
 # What a dimension of a weight means: embed (the residual stream's width), heads and kv_heads (heads x head_dim), mlp,
-# vocab, position, norm, layers. Of an activation: batch, length (tokens of a sequence), canvas (the positions that
-# logits are taken at), features (the width again), heads, kv_heads, mlp, vocab, documents (rows of the DocID index);
-# lookup is the batch at the embedding table, which is split by columns: tokens go to all columns, and what they find
-# goes back, so that the table itself stays where it is. Keys are gathered over `length`: any query may see them.
+# vocab, position, rank (of LoRA), norm, layers. Of an activation: batch, length (tokens of a sequence), canvas (the
+# positions that logits are taken at), features (the width again), heads, kv_heads, mlp, vocab, documents (rows of the
+# DocID index); lookup is the batch at the embedding table, which is split by columns: tokens go to all columns, and
+# what they find goes back, so that the table itself stays where it is. Keys are gathered over `length`: any query may
+# see them.
 
 # Training: weights split over fsdp by rows and over tensor by columns; norms and layer stacks whole.
 TRAIN_RULES = (
@@ -37,6 +38,7 @@ TRAIN_RULES = (
   ("mlp", "tensor"),
   ("vocab", "tensor"),
   ("position", None),
+  ("rank", None),
   ("norm", None),
   ("layers", None),
   ("batch", BATCH_AXES),

@@ -32,6 +32,7 @@ _AT_LEAST = {
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
   "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "prior_weight": 0,
   "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
+  "lora_rank": 0,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
 _SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate")
@@ -141,4 +142,11 @@ def transformer_config(config: Config, vocab_size: int, canvas_length: int) -> T
     param_dtype=config.param_dtype,
     compute_dtype=config.compute_dtype,
     attention=config.attention,
+    **lora_fields(config),
   )
+
+
+def lora_fields(config: Config) -> dict[str, Any]:
+  """What a config says of adapters, as fields of a transformer."""
+  targets = tuple(config.lora_targets) if config.lora_rank else ()
+  return {"lora_rank": config.lora_rank, "lora_alpha": float(config.lora_alpha), "lora_targets": targets}

@@ -29,7 +29,7 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.parallel.rules import DECODE_RULES, Rules, frozen_rules
 from diffgr_jax.stages.docid import DocIdStage
-from diffgr_jax.training.options import CODES, Config, transformer_config
+from diffgr_jax.training.options import CODES, Config, lora_fields, transformer_config
 from diffgr_jax.training.start import pretrained_folder, pretrained_model
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
@@ -43,6 +43,7 @@ _MAY_CHANGE = {
 _OLDER = {
   "attention": "auto", "decode_rules": DECODE_RULES, "docid": "title", "docid_index": "", "docid_levels": 0,
   "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
+  "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ("query", "value"),
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
@@ -146,6 +147,7 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   index = make_docids(config, collection.documents, vocab, codes, config.canvas_length or None)
   if config.start == "pretrained":
     model = pretrained_model(pretrained_folder(config.pretrained), vocab, config.remat, config.compute_dtype)
+    model = dataclasses.replace(model, **lora_fields(config))
   else:
     model = transformer_config(config, vocab.padded_size, index.canvas_length)
   if model.position_encoding == "learned" and model.max_positions < config.prompt_length + index.canvas_length:

@@ -40,6 +40,7 @@ from diffgr_jax.models.embeddings import remap_embeddings
 from diffgr_jax.models.encoder import minilm_folder
 from diffgr_jax.models.hf import read_spec
 from diffgr_jax.models.hf_weights import load_hf
+from diffgr_jax.models.lora import join, split_adapters
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.training.options import CODES, Config
 
@@ -173,7 +174,9 @@ def starting_params(
 ) -> Params:
   """Replaces freshly drawn parameters by what `config.start` names; the corpus start also reads an index of codes."""
   if config.start == "pretrained":
-    return start_at_pretrained(pretrained_folder(config.pretrained), vocab, index, shardings)
+    adapters, _ = split_adapters(params)
+    places = split_adapters(shardings)[1]
+    return join(start_at_pretrained(pretrained_folder(config.pretrained), vocab, index, places), adapters)
   if config.start == "corpus":
     codes = index if config.docid == CODES else None
     embeddings, known = corpus_embeddings(collection, vocab, model.vocab_size, model.d_model, codes)
