@@ -9,6 +9,7 @@ loop whose trip count the compiler does not know (a decoding loop) counts once.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+import itertools
 import math
 import re
 
@@ -24,6 +25,8 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}")
+_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")  # 'name', or 'name':(devices before)size for a part of it
 _LISTED = re.compile(r"replica_groups=\{\{([\d,{} ]*)\}\}")
 _PAIRS = re.compile(r"source_target_pairs=\{\{([\d,{} ]*)\}\}")
 
@@ -167,12 +170,39 @@ def _pairs(rest: str) -> list[np.ndarray]:
 
 
 def _groups(rest: str, devices: int) -> list[np.ndarray]:
+  """The groups of a collective, in the three forms that HLO writes them; without any, all devices are one group."""
+  if found := _NAMED.search(rest):
+    return _named_groups(*found.groups())
   if found := _IOTA.search(rest):
-    numbers = lambda text: [int(n) for n in text.split(",")]
-    ids = np.arange(math.prod(numbers(found[2]))).reshape(numbers(found[2]))
-    if found[3]:
-      ids = ids.transpose(numbers(found[3]))
-    return list(ids.reshape(numbers(found[1])))
+    return list(_iota(found[2], found[3]).reshape(_numbers(found[1])))
   if found := _LISTED.search(rest):
     return [np.array(group.split(","), int) for group in found[1].split("},{")]
   return [np.arange(devices)]
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in text.split(",")]
+
+
+def _iota(dimensions: str, transposed: str | None) -> np.ndarray:
+  ids = np.arange(math.prod(_numbers(dimensions))).reshape(_numbers(dimensions))
+  return ids.transpose(_numbers(transposed)) if transposed else ids
+
+
+def _named_groups(axes: str, dimensions: str | None, transposed: str | None, over: str) -> list[np.ndarray]:
+  """mesh['a'=2,'b'=4] {'b'}: the devices that differ along b, or along a part of it."""
+  sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+  cuts = {name: {1, size} for name, size in sizes.items()}
+  wanted = [(name, int(before or 1), int(size or sizes[name])) for name, before, size in _AXIS.findall(over)]
+  for name, before, size in wanted:
+    cuts[name] |= {before, before * size}
+  shape, chosen = [], []
+  for name in sizes:
+    steps = sorted(cuts[name])
+    for before, after in itertools.pairwise(steps):
+      inside = any(one == name and start <= before and after <= start * size for one, start, size in wanted)
+      chosen += [len(shape)] if inside else []
+      shape.append(after // before)
+  ids = _iota(dimensions, transposed) if dimensions else np.arange(math.prod(sizes.values()))
+  ids = np.moveaxis(ids.reshape(shape), chosen, range(-len(chosen), 0))
+  return list(ids.reshape(-1, math.prod(shape[one] for one in chosen)))

@@ -137,17 +137,7 @@ def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
     "doc_index": _array((config.batch_size,), jnp.int32, rows),
   }
   index = _index(job, replicated(mesh), replicated(mesh)) if config.document_weight else {}
-  denoiser = CanvasDenoiser(model, Vocabulary.pad_id, slots=config.slot_embeddings)
-  stage = DocIdStage(
-    denoiser=denoiser,
-    process=make_process(config.process, config.schedule, config.all_masked_fraction),
-    mask_id=Vocabulary.mask_id,
-    valid_size=model.vocab_size,
-    antithetic=config.antithetic,
-    ce_chunk=config.ce_chunk,
-    document_weight=config.document_weight,
-    prior_weight=config.prior_weight,
-  )
+  stage = planned_stage(config, job)
 
   def lower():
     with jax.set_mesh(mesh):
@@ -163,6 +153,20 @@ def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
     flops=train_step_flops(model, config.batch_size, whole, "bidirectional", logits_positions=length),
     passes=passes * config.microbatches,
     tokens=config.batch_size * whole // config.microbatches,
+  )
+
+
+def planned_stage(config: Config, job: Plan) -> DocIdStage:
+  """The stage of the job: `Run.stage`, but that every row of the vocabulary is in use."""
+  return DocIdStage(
+    denoiser=CanvasDenoiser(job.model, Vocabulary.pad_id, slots=config.slot_embeddings),
+    process=make_process(config.process, config.schedule, config.all_masked_fraction),
+    mask_id=Vocabulary.mask_id,
+    valid_size=job.model.vocab_size,
+    antithetic=config.antithetic,
+    ce_chunk=config.ce_chunk,
+    document_weight=config.document_weight,
+    prior_weight=config.prior_weight,
   )
 
 
