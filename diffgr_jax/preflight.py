@@ -18,8 +18,8 @@ from diffgr_jax.parallel import aot
 from diffgr_jax.parallel.chips import GIB, chip_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "what to compile; FILE.py:key=value,...")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "a slice: v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, ...")
-flags.mark_flags_as_required(["config", "topology"])
+_TOPOLOGY = flags.DEFINE_string("topology", "", "a slice: v5e:16x16, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, ...")
+flags.mark_flag_as_required("config")
 _SLICES = flags.DEFINE_integer("slices", 1, "equal slices, joined by the mesh axis replica", lower_bound=1)
 _STEP = flags.DEFINE_enum("step", "train", ("train", "one_pass", "canvas", "cached"), "which step is compiled")
 _DOCUMENTS = flags.DEFINE_integer("documents", 1_000_000, "documents of the DocID index", lower_bound=1)

@@ -5,6 +5,7 @@ A config is hashable, so it can be a static argument of `jax.jit`; two equal con
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from diffgr_jax.parallel.rules import Place
 
@@ -100,4 +101,5 @@ class TransformerConfig:
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
       raise ValueError(f"model has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return cls(**values | {"lora_targets": tuple(values.get("lora_targets", ()))})
+    targets: Any = {"lora_targets": tuple(values.get("lora_targets", ()))}  # a list, from JSON
+    return cls(**{**values, **targets})

@@ -193,5 +193,5 @@ def _over_rows(
   q_segment: Int[Array, "B Q"],
   k_segment: Int[Array, "B S"],
 ) -> Array:
-  one = lambda q, k, v, asks, answers: kernel(q, k, v, segment_ids=splash_kernel.SegmentIds(asks, answers))
+  one: Any = lambda q, k, v, asks, answers: kernel(q, k, v, segment_ids=splash_kernel.SegmentIds(asks, answers))
   return jax.vmap(one)(query, key, value, q_segment, k_segment)

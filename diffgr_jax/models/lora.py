@@ -7,7 +7,6 @@ so they travel, lie on the mesh and are saved with the other parameters. Only th
 (training/state.py). `merge` makes W + (alpha / rank) A B of them: what decoders with a cache run, and what is exported.
 """
 
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -33,10 +32,10 @@ class LoraLinear(nnx.Linear):
     self.lora_in = nnx.Param(draw(rngs.params(), (inputs, rank), jnp.dtype(dtype)), axes=(axes[0], "rank"))
     self.lora_out = nnx.Param(jnp.zeros((rank, outputs), dtype), axes=("rank", axes[1]))
 
-  def __call__(self, inputs: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+  def __call__(self, inputs: Float[Array, "*B I"], out_sharding: Any = None) -> Float[Array, "*B O"]:
     matrix = lambda weight: weight.get_value().astype(self.dtype)
     added = (inputs.astype(self.dtype) @ matrix(self.lora_in)) @ matrix(self.lora_out)
-    return super().__call__(inputs) + self.adapter_scale * added
+    return super().__call__(inputs, out_sharding) + self.adapter_scale * added
 
 
 def scale(config: TransformerConfig) -> float:
@@ -52,8 +51,8 @@ def split_adapters(params: Params) -> tuple[Params, Params]:
   """The adapters of a tree of parameters (or of anything of their form), and the rest of it."""
   adapters, base = {}, {}
   for name, value in params.items():
-    if isinstance(value, Mapping):
-      inside, outside = split_adapters(dict(value))
+    if isinstance(value, dict):
+      inside, outside = split_adapters(value)
       adapters |= {name: inside} if inside else {}
       base |= {name: outside} if outside else {}
     else:
@@ -65,7 +64,7 @@ def join(base: Params, adapters: Params) -> Params:
   """One tree of both: `split_adapters`, undone."""
   both = dict(base)
   for name, value in adapters.items():
-    both[name] = join(both.get(name, {}), value) if isinstance(value, Mapping) else value
+    both[name] = join(both.get(name, {}), value) if isinstance(value, dict) else value
   return both
 
 
@@ -95,6 +94,6 @@ def merge(config: TransformerConfig, params: Params) -> Params:
         wide[0], wide[1], precision=jax.lax.Precision.HIGHEST
       )
       return rest | {"kernel": kernel.astype(node["kernel"].dtype)}
-    return {name: merged(value) if isinstance(value, Mapping) else value for name, value in node.items()}
+    return {name: merged(value) if isinstance(value, dict) else value for name, value in node.items()}
 
   return merged(params)

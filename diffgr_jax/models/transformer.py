@@ -53,7 +53,9 @@ def _linear(
     kernel_metadata={"axes": axes},
     bias_metadata={"axes": axes[1:]},
   )
-  return LoraLinear(config, *shape, axes, **how) if name in config.lora_targets else nnx.Linear(*shape, **how)
+  if name in config.lora_targets:
+    return LoraLinear(config, shape[0], shape[1], axes, **how)
+  return nnx.Linear(*shape, **how)
 
 
 def _norm(config: TransformerConfig, size: int, *, rngs: nnx.Rngs, kind: str | None = None) -> nnx.Module:

@@ -260,7 +260,8 @@ def _cached(config: Config, job: Plan, mesh: Mesh) -> Program:
   stored, by_row = _place(mesh, model, ("batch", "kv_heads"), None, None), _place(mesh, model, "batch")
   cache = with_shardings(cache, jax.tree.map(lambda x: stored if x.ndim == 3 else by_row, cache))
   token = _array((rows, 1), jnp.int32, by_row)
-  layout = Layout(token, token, _array((rows, 1), jnp.bool_, by_row))
+  layout = jax.eval_shape(lambda token: Layout(token, token, token > 0), token)
+  layout = with_shardings(layout, jax.tree.map(lambda _: by_row, layout))
 
   def step(params, tokens, layout, cache, offset):
     hidden, cache = inference.extend(model, params, tokens, layout, cache, offset, pattern="causal")
