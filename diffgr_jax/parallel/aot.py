@@ -2,8 +2,8 @@
 
     topology v5e:16x16  ->  256 devices that are descriptions  ->  a mesh  ->  jit(f).lower(shapes).compile()
 
-`prepare_environment` must run before JAX is imported. libtpu stays out of the base install (with it, every JAX process
-on the machine complains unless it is told to stay on the CPU), and its warnings stay out of the user's sight.
+`prepare_environment` must run before JAX is first used. libtpu stays out of the base install (with it, every process
+of JAX complains unless it is told to stay on the CPU), and its warnings out of the user's sight.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class DoesNotFit(RuntimeError):
 
 
 def prepare_environment() -> None:
-  """Sets the environment for `slice_devices`: to be called before JAX is imported.
+  """Sets the environment for `slice_devices`: to be called before JAX looks for devices.
 
   Raises:
     RuntimeError: libtpu is not installed; names the command.
@@ -48,6 +48,10 @@ def prepare_environment() -> None:
   if importlib.util.find_spec("libtpu") is None:
     raise RuntimeError(f"compiling for a TPU needs libtpu (no TPU): {LIBTPU}")
   os.environ.update(_ENVIRONMENT)
+  import jax  # a config has imported it already, maybe: what it read of the environment is set once more
+
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_enable_compilation_cache", False)  # its entries would be asked of a TPU
 
 
 def slice_devices(topology: str, slices: int = 1) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The programs of a preflight, compiled for eight virtual devices in place of a slice; and, with libtpu, for a slice."""
+"""The programs of a preflight, compiled for eight virtual devices in place of a slice; with libtpu, for a slice."""
 
 import importlib.util
 import json
