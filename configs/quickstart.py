@@ -6,7 +6,7 @@ Every field of a DocID run stands here; the other configs under configs/docid/ s
 
 import ml_collections
 
-from diffgr_jax.parallel.rules import TRAIN_RULES
+from diffgr_jax.parallel.rules import DECODE_RULES, TRAIN_RULES
 
 # name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
 SIZES = {
@@ -73,6 +73,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.param_dtype = "float32"  # float32 | bfloat16
   config.compute_dtype = "float32"  # float32 | bfloat16; softmax, logits and losses are float32 in any case
 
+  config.lora_rank = 0  # of adapters (LoRA) beside frozen weights; 0: all weights are trained
+  config.lora_alpha = 16.0  # adapters' outputs are multiplied by lora_alpha / lora_rank
+  config.lora_targets = ("query", "value")  # some of query, key, value, out, gate, up, down
+  config.attention = "auto"  # reference | splash (TPU) | flash (GPU, bfloat16) | auto: what fits the machine
+
   # Objective.
   config.process = "exact_count"  # random_time | exact_count (both the bound) | uniform_weight | all_masked | clean
   config.schedule = "linear"  # linear | cosine
@@ -100,7 +105,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
   # Devices: sizes of the mesh axes replica, data, fsdp, tensor, sequence; -1 is what is left.
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-  config.rules = TRAIN_RULES  # logical axis of a weight -> mesh axis
+  config.rules = TRAIN_RULES  # logical axis of a weight or an activation -> mesh axes, in training
+  config.decode_rules = DECODE_RULES  # the same in decoding and evaluation
 
   # Watching and keeping.
   config.log_every = 50

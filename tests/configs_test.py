@@ -6,7 +6,7 @@ import pytest
 
 from diffgr_jax.training.options import check_config
 
-ARGUMENTS = {"quickstart": "", "docid.folder": "path=somewhere", "docid.minilm": ""}
+ARGUMENTS = {"quickstart": "", "docid.folder": "path=somewhere", "docid.minilm": "", "pod.docid": "size=1b"}
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -39,6 +39,7 @@ from diffgr_jax.evaluation.retrieval import (
   retrieval_metrics,
   shared_identifiers,
 )
+from diffgr_jax.parallel.rules import split_of
 from diffgr_jax.training.options import AUTOREGRESSIVE
 from diffgr_jax.training.run import Run
 
@@ -133,7 +134,8 @@ def evaluate_method(
   Returns:
     Means, with forwards per query and queries/s (compilation apart), and the metrics of each query.
   """
-  batch = run.config.eval_batch_size
+  shards = split_of("batch", run.config.decode_rules)
+  batch = -(-run.config.eval_batch_size // shards) * shards  # filled up where the mesh does not divide it
   prompts = encode_prompts(judged.texts, run.vocab, run.config.prompt_length)
   device_index = run.device_index(index)
   same_as = shared_identifiers(np.where(index.scored, index.codes, -1))

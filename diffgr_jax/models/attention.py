@@ -22,6 +22,8 @@ against a cache (queries and keys differ) and a kernel that skips empty tiles. W
 Block diffusion and its two-stream training mask: BD3-LM (arXiv 2503.09573).
 """
 
+from typing import Any
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -74,25 +76,38 @@ def attention_mask(pattern: str, query: Layout, key: Layout, block_size: int = 1
   """
   if block_size < 1:
     raise ValueError(f"block_size is at least 1, not {block_size}")
-  q_position, k_position = query.position[:, :, None], key.position[:, None, :]
-  same_document = query.segment[:, :, None] == key.segment[:, None, :]
-  q_block, k_block = q_position // block_size, k_position // block_size
+  asks, answers = lambda x: x[:, :, None], lambda x: x[:, None, :]
+  same_document = asks(query.segment) == answers(key.segment)
   if pattern == "bidirectional":
     return same_document
+  streams = asks(query.noisy), answers(key.noisy)
+  return same_document & visible(pattern, asks(query.position), answers(key.position), block_size, *streams)
+
+
+def visible(
+  pattern: str, q_position: Any, k_position: Any, block_size: int = 1, q_noisy: Any = None, k_noisy: Any = None
+) -> Any:
+  """The rule of a pattern inside one document, over arrays of NumPy or JAX that broadcast against each other.
+
+  Raises:
+    ValueError: unknown pattern.
+  """
+  if pattern == "bidirectional":
+    return (k_position >= 0) & (q_position >= 0)
   if pattern == "prefix":
-    return same_document & (query.noisy[:, :, None] | ~key.noisy[:, None, :])
+    return q_noisy | ~k_noisy
   if pattern == "prefix_causal":
-    return same_document & (~key.noisy[:, None, :] | query.noisy[:, :, None] & (k_position <= q_position))
+    return ~k_noisy | q_noisy & (k_position <= q_position)
   if pattern == "causal":
-    return same_document & (k_position <= q_position)
+    return k_position <= q_position
+  q_block, k_block = q_position // block_size, k_position // block_size
   if pattern == "block_causal":
-    return same_document & (k_block <= q_block)
+    return k_block <= q_block
   if pattern == "two_stream":
-    q_noisy, k_noisy = query.noisy[:, :, None], key.noisy[:, None, :]
     own_noisy_block = q_noisy & k_noisy & (k_block == q_block)
     clean_blocks_before = q_noisy & ~k_noisy & (k_block < q_block)
     clean_on_clean = ~q_noisy & ~k_noisy & (k_block <= q_block)
-    return same_document & (own_noisy_block | clean_blocks_before | clean_on_clean)
+    return own_noisy_block | clean_blocks_before | clean_on_clean
   raise ValueError(f"attention pattern is one of {', '.join(PATTERNS)}, not {pattern!r}")
 
 

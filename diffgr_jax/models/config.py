@@ -5,8 +5,12 @@ A config is hashable, so it can be a static argument of `jax.jit`; two equal con
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
+
+from diffgr_jax.parallel.rules import Place
 
 PATTERNS = ("causal", "bidirectional", "prefix", "prefix_causal", "block_causal", "two_stream")
+PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 _CHOICES = {
   "norm": ("rmsnorm", "layernorm"),
   "norm_position": ("pre", "post"),
@@ -18,7 +22,11 @@ _CHOICES = {
   "remat": ("none", "dots", "full"),
   "param_dtype": ("float32", "bfloat16"),
   "compute_dtype": ("float32", "bfloat16"),
+  "attention": ("auto", "reference", "splash", "flash"),
 }
+
+
+_OF_A_JOB = ("attention", "rules")
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,13 @@ class TransformerConfig:
   code_size: int = 0  # codes a level
   alignment: str = "same_position"  # same_position: logit i predicts token i | shifted: logit i-1 does
   remat: str = "none"  # none | dots (keep matmul outputs) | full (keep layer inputs only)
+  lora_rank: int = 0  # of adapters beside frozen projections (lora.py); 0: none
+  lora_alpha: float = 16.0  # an adapter's output is multiplied by lora_alpha / lora_rank
+  lora_targets: tuple[str, ...] = ()  # which projections: query, key, value, out, gate, up, down
   param_dtype: str = "float32"
   compute_dtype: str = "float32"
+  attention: str = "auto"  # reference | splash (TPU) | flash (GPU) | auto: by where it runs (kernels.py)
+  rules: tuple[tuple[str, Place], ...] = ()  # activations on a mesh (parallel/rules.py); (): as the compiler finds best
 
   def __post_init__(self):
     for field, allowed in _CHOICES.items():
@@ -65,6 +78,12 @@ class TransformerConfig:
     for field in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
       if getattr(self, field) < 1:
         raise ValueError(f"model.{field} is at least 1, not {getattr(self, field)}")
+    unknown = sorted(set(self.lora_targets) - set(PROJECTIONS))
+    if unknown or bool(self.lora_rank) != bool(self.lora_targets):
+      raise ValueError(
+        f"model.lora_targets are some of {', '.join(PROJECTIONS)} where model.lora_rank is above 0, and none elsewhere;"
+        f" not {', '.join(unknown or self.lora_targets) or 'none'} with rank {self.lora_rank}"
+      )
     if self.n_heads % self.n_kv_heads:
       raise ValueError(f"model.n_heads ({self.n_heads}) must be a multiple of model.n_kv_heads ({self.n_kv_heads})")
     if self.position_encoding == "rope" and self.head_dim % 2:
@@ -85,7 +104,8 @@ class TransformerConfig:
     return "bidirectional" if self.pattern == "prefix_causal" else "causal"
 
   def to_dict(self) -> dict:
-    return dataclasses.asdict(self)
+    """What weights mean and how they are run, but not on which machine: that is the job's, not the model's."""
+    return {name: value for name, value in dataclasses.asdict(self).items() if name not in _OF_A_JOB}
 
   @classmethod
   def from_dict(cls, values: dict) -> "TransformerConfig":
@@ -93,4 +113,5 @@ class TransformerConfig:
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
       raise ValueError(f"model has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return cls(**values)
+    targets: Any = {"lora_targets": tuple(values.get("lora_targets", ()))}  # a list, from JSON
+    return cls(**{**values, **targets})

@@ -32,6 +32,7 @@ from diffgr_jax.models.attention import padded_layout
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.encoder import mean_pool, unit_length
 from diffgr_jax.models.transformer import Params, Transformer, bind
+from diffgr_jax.parallel.rules import constrain
 
 LOWEST_LOGIT = -1e30  # of MASK, which no model predicts
 
@@ -78,7 +79,9 @@ class CanvasDenoiser:
       types = jnp.broadcast_to(slot[None], tokens.shape)
     hidden = model(tokens, layout, pattern=self.pattern, token_types=types)
     first = width - (self.config.alignment == "shifted")
-    return hidden[:, :width], hidden[:, first : first + length]
+    at_canvas = hidden[:, first : first + length]
+    at_canvas = constrain(at_canvas, "hidden states of the canvas", ("batch", "canvas", "features"), self.config.rules)
+    return hidden[:, :width], at_canvas
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,15 @@ class CodeDenoiser:
   first_code: int  # the vocabulary's row of code 0 of level 0; the levels follow one another
   size: int  # K: codes a level, and so the canvas' MASK
 
+  @property
+  def config(self) -> TransformerConfig:
+    return self.canvas.config
+
   def __call__(self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Float[Array, "B L V"]:
     """Logits of K + 1 columns; MASK's own is the lowest number."""
-    model, pad_id = bind(self.canvas.config, params), self.canvas.pad_id
+    model, pad_id = bind(self.config, params), self.canvas.pad_id
     prompt_hidden, hidden = self.canvas.read(model, prompt, self.tokens(canvas))
-    if self.canvas.config.code_levels:
+    if self.config.code_levels:
       query = unit_length(mean_pool(prompt_hidden, prompt != pad_id))
       logits = model.code_head(query, hidden)
     else:

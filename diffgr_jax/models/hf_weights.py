@@ -27,6 +27,7 @@ import numpy as np
 from diffgr_jax.models import tensor_file
 from diffgr_jax.models.hf import CONFIG_FILE, ModelSpec, read_spec, updated_config_json
 from diffgr_jax.models.hf_keys import aliases, is_extra, key_namer, stored_shape, to_stored, with_stored_names
+from diffgr_jax.models.lora import merge, without_adapters
 from diffgr_jax.models.tensor_file import StoredTensor
 from diffgr_jax.models.transformer import Params, abstract_params
 
@@ -194,7 +195,7 @@ def save_hf(folder: str | Path, spec: ModelSpec, params: Params, *, origin: str 
   Args:
     folder: to be created; must not hold anything yet.
     spec: the model.
-    params: its parameters; on several hosts, this process must hold them all.
+    params: its parameters, adapters among them are merged; on several hosts, this process must hold them all.
     origin: what `keep_hf_files` kept (the `hf` folder of a checkpoint): config.json, tokenizer, headers, extra tensors.
 
   Raises:
@@ -202,6 +203,7 @@ def save_hf(folder: str | Path, spec: ModelSpec, params: Params, *, origin: str 
       another precision are written into a new config.json; nothing else can differ).
     FileNotFoundError: no kept config.json.
   """
+  params, spec = merge(spec.config, params), dataclasses.replace(spec, config=without_adapters(spec.config))
   folder, origin = new_folder(folder), Path(origin) if origin is not None else None
   if origin is None or not (origin / CONFIG_FILE).exists():
     raise FileNotFoundError(

@@ -19,26 +19,41 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from diffgr_jax.models.attention import Layout, attention_mask, rope_angles, rotate_features
-from diffgr_jax.models.cache import KVCache, put, put_layout
+from diffgr_jax.models.cache import AXES, KVCache, cache_split, merge, put, put_layout, unmerge
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.transformer import Params
+from diffgr_jax.models.lora import merge as merge_adapters
+from diffgr_jax.models.lora import without_adapters
+from diffgr_jax.models.transformer import Params, logical_axes
+from diffgr_jax.parallel.rules import constrain
 
 _FEATURES_FIRST_TO = 32  # tokens; above it, turning their logits around costs more than it saves (measured on a CPU)
+
+_HIDDEN = ("features", "batch")  # of [D, M]: rows outermost, so that the mesh splits M as it splits them
 
 DecodingParams = dict[str, Any]  # Params with "blocks" as a tuple of layers, and kernels as [out, in]
 
 
 def decoding_params(config: TransformerConfig, params: Params | DecodingParams) -> DecodingParams:
-  """Lays parameters out for decoding: a copy of them. What is laid out already is returned as it is.
+  """Lays parameters out for decoding: a copy of them, adapters merged. What is laid out already is returned as it is.
 
   Decoders call this themselves, once a call, inside their jit. Who decodes the same weights often calls it once, under
   `jax.jit`, and passes the result wherever a decoder takes parameters.
   """
   if is_laid_out(params):
     return params
+  params = merge_adapters(config, params)
   layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(config.n_layers))
   turn = lambda path, x: x.T if path[-1] == jax.tree_util.DictKey("kernel") else x
   return jax.tree_util.tree_map_with_path(turn, {**params, "blocks": layers})
+
+
+def decoding_axes(config: TransformerConfig) -> DecodingParams:
+  """Logical axes of every parameter, laid out by `decoding_params`."""
+  axes = logical_axes(without_adapters(config))
+  names = lambda change, tree: jax.tree_util.tree_map_with_path(change, tree, is_leaf=lambda x: isinstance(x, tuple))
+  layer = names(lambda _, names: names[1:], axes["blocks"])
+  turn = lambda path, names: names[::-1] if path[-1] == jax.tree_util.DictKey("kernel") else names
+  return {**names(turn, {**axes, "blocks": None}), "blocks": (names(turn, layer),) * config.n_layers}
 
 
 def is_laid_out(params: Params | DecodingParams) -> bool:
@@ -75,7 +90,8 @@ def extend(
     mask: which slots each token sees, its own among them; None: what the pattern says of all slots written so far.
     writes: False where a slot keeps what it holds; None: all tokens are written.
   """
-  (batch, length), post = tokens.shape, config.norm_position == "post"
+  (batch, length), post, split = tokens.shape, config.norm_position == "post", cache_split(config)
+  stored = lambda x: constrain(x, "key/value cache", AXES, config.rules)
   written = put_layout(cache.layout, layout, offset, writes)
   if mask is None:
     mask = attention_mask(pattern or config.pattern, layout, written, block_size)
@@ -85,15 +101,16 @@ def extend(
   for layer, old_keys, old_values in zip(params["blocks"], cache.keys, cache.values, strict=True):
     heads = _heads(config, layer["attention"], x if post else _norm(config, layer["attention_norm"], x), turned, batch)
     query, key, value = heads
-    keys.append(put(old_keys, key, offset, writes))
-    values.append(put(old_values, value, offset, writes))
-    mixed = _linear(config, layer["attention"]["out"], attend(query, keys[-1], values[-1], mask))
+    keys.append(stored(put(old_keys, key, offset, writes, split)))
+    values.append(stored(put(old_values, value, offset, writes, split)))
+    mixed = _linear(config, layer["attention"]["out"], attend(query, keys[-1], values[-1], mask, split))
     if post:
       x = _norm(config, layer["attention_norm"], x + mixed)
       x = _norm(config, layer["mlp_norm"], x + _mlp(config, layer["mlp"], x))
     else:
       x = x + mixed
       x = x + _mlp(config, layer["mlp"], _norm(config, layer["mlp_norm"], x))
+    x = constrain(x, "hidden states", _HIDDEN, config.rules)
   x = x if post else _norm(config, params["final_norm"], x)
   return x.reshape(-1, batch, length).transpose(1, 2, 0), KVCache(tuple(keys), tuple(values), written)
 
@@ -121,7 +138,7 @@ def logits(config: TransformerConfig, params: DecodingParams, hidden: Float[Arra
     out = jax.lax.optimization_barrier(jnp.einsum("vd,dm->vm", matrix.astype(x.dtype), x, **how)).T
   if bias is not None:
     out = out + bias.astype(jnp.float32)[None]
-  return out.reshape(batch, length, -1)
+  return constrain(out.reshape(batch, length, -1), "logits", ("batch", None, "vocab"), config.rules)
 
 
 # --- parts; x is [features, tokens], tokens row after row ---
@@ -149,12 +166,12 @@ def _mlp(config: TransformerConfig, weights: Params, x: Float[Array, "D M"]) -> 
     wide = jax.nn.silu(_linear(config, weights["gate"], x)) * wide
   else:
     wide = jax.nn.gelu(wide, approximate=False)
-  return _linear(config, weights["down"], wide)
+  return _linear(config, weights["down"], constrain(wide, "MLP activations", ("mlp", "batch"), config.rules))
 
 
 def _embedded(config: TransformerConfig, params: DecodingParams, tokens, layout: Layout) -> Float[Array, "D M"]:
   rows = lambda name, index: jnp.take(params[name]["embedding"], index.reshape(-1), axis=0)
-  x = rows("embed", tokens).astype(config.compute_dtype)
+  x = rows("embed", constrain(tokens, "tokens", ("lookup", None), config.rules)).astype(config.compute_dtype)
   if config.position_encoding == "learned":
     x = x + rows("position_embed", layout.position).astype(x.dtype)
   if config.token_types:
@@ -176,24 +193,27 @@ def _heads(
   query = turn(project("query", config.n_heads)).reshape(groups, -1, width, batch, length)
   rows_first = lambda x: x.reshape(groups, width, batch, length).transpose(2, 0, 3, 1)
   key, value = rows_first(turn(project("key", groups))), rows_first(project("value", groups))
-  return query.transpose(3, 0, 1, 4, 2).reshape(batch, groups, -1, width), key, value
+  query = query.transpose(3, 0, 1, 4, 2).reshape(batch, groups, -1, width)
+  place = lambda what, x: constrain(x, f"attention {what}", ("batch", "kv_heads", None, None), config.rules)
+  return place("queries", query), place("keys", key), place("values", value)
 
 
 def attend(
   query: Float[Array, "B G Q K"],
-  keys: Float[Array, "*BG S K"],
-  values: Float[Array, "*BG S K"],
+  keys: Float[Array, "BG S K"],
+  values: Float[Array, "BG S K"],
   mask: Bool[Array, "B T S"],
+  split: tuple[int, int] = (1, 1),
 ) -> Float[Array, "F M"]:
   """`attention.attend` over all slots of a cache, heads' outputs as features (F = heads x K)."""
   (batch, groups, queries, width), (_, length, slots) = query.shape, mask.shape
-  query = query.reshape(*keys.shape[:-2], queries, width)
-  scores = jnp.einsum("...qk,...sk->...qs", query, keys, preferred_element_type=jnp.float32) * width**-0.5
-  scores = scores.reshape(batch, groups, -1, length, slots)
+  query = merge(query, split)
+  scores = jnp.einsum("nqk,nsk->nqs", query, keys, preferred_element_type=jnp.float32) * width**-0.5
+  scores = unmerge(scores, batch, split).reshape(batch, groups, -1, length, slots)
   scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
   weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-  total = weights.sum(axis=-1).reshape(*keys.shape[:-2], queries, 1)
-  weights = weights.reshape(*keys.shape[:-2], queries, slots).astype(values.dtype)
-  out = jnp.einsum("...qs,...sk->...qk", weights, values, preferred_element_type=jnp.float32) / total
-  out = out.reshape(batch, groups, -1, length, width).transpose(1, 2, 4, 0, 3)
+  total = merge(weights.sum(axis=-1).reshape(batch, groups, queries, 1), split)
+  weights = merge(weights.reshape(batch, groups, queries, slots), split).astype(values.dtype)
+  out = jnp.einsum("nqs,nsk->nqk", weights, values, preferred_element_type=jnp.float32) / total
+  out = unmerge(out, batch, split).reshape(batch, groups, -1, length, width).transpose(1, 2, 4, 0, 3)
   return out.reshape(-1, batch * length).astype(query.dtype)

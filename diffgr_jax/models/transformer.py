@@ -18,15 +18,19 @@ from typing import Any
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from diffgr_jax.models.attention import Layout, attend, attention_mask, rope
+from diffgr_jax.models.attention import Layout, rope
 from diffgr_jax.models.code_head import CodeHead
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.kernels import Mix, attention_of
+from diffgr_jax.models.lora import LoraLinear
+from diffgr_jax.parallel.rules import constrain
 
 Params = dict[str, Any]  # a nested dict of arrays
 
 _EMBED_STD = 0.02
+_HIDDEN = ("batch", "length", "features")
 _REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
@@ -34,12 +38,14 @@ _REMAT_POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_savea
 
 
 def _linear(
-  config: TransformerConfig, shape, axes, *, bias: bool, rngs: nnx.Rngs, residual: bool = False
+  config: TransformerConfig, shape, axes, *, bias: bool, rngs: nnx.Rngs, residual: bool = False, name: str = ""
 ) -> nnx.Linear:
-  """A projection; those that write into the residual stream start smaller by sqrt(2 * layers) (GPT-2)."""
+  """A projection; those that write into the residual stream start smaller by sqrt(2 * layers) (GPT-2).
+
+  `name` is what `config.lora_targets` may call it.
+  """
   scale = 1.0 / (2 * config.n_layers) if residual else 1.0
-  return nnx.Linear(
-    *shape,
+  how: dict[str, Any] = dict(
     use_bias=bias,
     dtype=config.compute_dtype,
     param_dtype=config.param_dtype,
@@ -48,6 +54,9 @@ def _linear(
     kernel_metadata={"axes": axes},
     bias_metadata={"axes": axes[1:]},
   )
+  if name in config.lora_targets:
+    return LoraLinear(config, shape[0], shape[1], axes, **how)
+  return nnx.Linear(*shape, **how)
 
 
 def _norm(config: TransformerConfig, size: int, *, rngs: nnx.Rngs, kind: str | None = None) -> nnx.Module:
@@ -70,9 +79,12 @@ class Attention(nnx.Module):
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
     self.config = config
     query_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    self.query = _linear(config, (config.d_model, query_width), ("embed", "heads"), bias=config.qkv_bias, rngs=rngs)
-    self.key = _linear(config, (config.d_model, kv_width), ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs)
-    self.value = _linear(config, (config.d_model, kv_width), ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs)
+    project = lambda name, width, axis: _linear(
+      config, (config.d_model, width), ("embed", axis), bias=config.qkv_bias, rngs=rngs, name=name
+    )
+    self.query = project("query", query_width, "heads")
+    self.key = project("key", kv_width, "kv_heads")
+    self.value = project("value", kv_width, "kv_heads")
     self.out = _linear(
       config,
       (query_width, config.d_model),
@@ -80,15 +92,15 @@ class Attention(nnx.Module):
       bias=config.out_bias,
       rngs=rngs,
       residual=True,
+      name="out",
     )
     if config.qk_norm:
       self.query_norm = _norm(config, config.head_dim, rngs=rngs, kind="rmsnorm")
       self.key_norm = _norm(config, config.head_dim, rngs=rngs, kind="rmsnorm")
 
-  def __call__(
-    self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mask: Bool[Array, "B T T"]
-  ) -> Float[Array, "B T D"]:
+  def __call__(self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mix: Mix) -> Float[Array, "B T D"]:
     config, (batch, length, _) = self.config, x.shape
+    place = lambda what, x, axes: constrain(x, f"attention {what}", ("batch", *axes, None), config.rules)
     query = self.query(x).reshape(batch, length, config.n_heads, config.head_dim)
     key = self.key(x).reshape(batch, length, config.n_kv_heads, config.head_dim)
     value = self.value(x).reshape(batch, length, config.n_kv_heads, config.head_dim)
@@ -96,44 +108,47 @@ class Attention(nnx.Module):
       query, key = self.query_norm(query), self.key_norm(key)
     if config.position_encoding == "rope":
       query, key = rope(query, position, config.rope_theta), rope(key, position, config.rope_theta)
-    return self.out(attend(query, key, value, mask).reshape(batch, length, -1))
+    query = place("queries", query, ("length", "heads"))
+    key, value = place("keys", key, (None, "kv_heads")), place("values", value, (None, "kv_heads"))
+    mixed = place("outputs", mix(query, key, value), ("length", "heads"))
+    return self.out(mixed.reshape(batch, length, -1))
 
 
 class Mlp(nnx.Module):
   """SwiGLU (down(silu(gate x) * up x), arXiv 2002.05202) or the plain GELU of BERT."""
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    self.gated = config.mlp == "swiglu"
-    wide, bias = (config.d_model, config.d_ff), config.mlp_bias
+    self.gated, self.rules = config.mlp == "swiglu", config.rules
+    wide, how = (config.d_model, config.d_ff), dict[str, Any](bias=config.mlp_bias, rngs=rngs)
     if self.gated:
-      self.gate = _linear(config, wide, ("embed", "mlp"), bias=bias, rngs=rngs)
-    self.up = _linear(config, wide, ("embed", "mlp"), bias=bias, rngs=rngs)
-    self.down = _linear(config, wide[::-1], ("mlp", "embed"), bias=bias, rngs=rngs, residual=True)
+      self.gate = _linear(config, wide, ("embed", "mlp"), name="gate", **how)
+    self.up = _linear(config, wide, ("embed", "mlp"), name="up", **how)
+    self.down = _linear(config, wide[::-1], ("mlp", "embed"), residual=True, name="down", **how)
 
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    if self.gated:
-      return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-    return self.down(jax.nn.gelu(self.up(x), approximate=False))
+    wide = self.up(x)
+    wide = jax.nn.silu(self.gate(x)) * wide if self.gated else jax.nn.gelu(wide, approximate=False)
+    return self.down(constrain(wide, "MLP activations", ("batch", "length", "mlp"), self.rules))
 
 
 class Block(nnx.Module):
   """One layer: attention and MLP, each with a residual; the norm before the part (pre) or after the sum (post)."""
 
   def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    self.pre = config.norm_position == "pre"
+    self.pre, self.rules = config.norm_position == "pre", config.rules
     self.attention_norm = _norm(config, config.d_model, rngs=rngs)
     self.attention = Attention(config, rngs=rngs)
     self.mlp_norm = _norm(config, config.d_model, rngs=rngs)
     self.mlp = Mlp(config, rngs=rngs)
 
-  def __call__(
-    self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mask: Bool[Array, "B T T"]
-  ) -> Float[Array, "B T D"]:
+  def __call__(self, x: Float[Array, "B T D"], position: Int[Array, "B T"], mix: Mix) -> Float[Array, "B T D"]:
     if self.pre:
-      x = x + self.attention(self.attention_norm(x), position, mask)
-      return x + self.mlp(self.mlp_norm(x))
-    x = self.attention_norm(x + self.attention(x, position, mask))
-    return self.mlp_norm(x + self.mlp(x))
+      x = x + self.attention(self.attention_norm(x), position, mix)
+      x = x + self.mlp(self.mlp_norm(x))
+    else:
+      x = self.attention_norm(x + self.attention(x, position, mix))
+      x = self.mlp_norm(x + self.mlp(x))
+    return constrain(x, "hidden states", _HIDDEN, self.rules)
 
 
 class MlmTransform(nnx.Module):
@@ -198,6 +213,7 @@ class Transformer(nnx.Module):
     pattern: str | None = None,
     block_size: int = 1,
     token_types: Int[Array, "B T"] | None = None,
+    aligned: bool = False,
   ) -> Float[Array, "B T D"]:
     """Hidden states after the last norm, in the compute dtype.
 
@@ -207,8 +223,9 @@ class Transformer(nnx.Module):
       pattern: attention pattern; None takes the one of the config.
       block_size: tokens a block, for the block patterns.
       token_types: BERT's segment ids; None means all 0. Ignored by models without the table.
+      aligned: every document begins at a multiple of `block_size` in the sequence, which a kernel may ask for.
     """
-    return self._layers(tokens, layout, pattern, block_size, token_types)[0]
+    return self._layers(tokens, layout, pattern, block_size, token_types, aligned)[0]
 
   def hidden_states(
     self,
@@ -220,29 +237,31 @@ class Transformer(nnx.Module):
     token_types: Int[Array, "B T"] | None = None,
   ) -> Float[Array, "M B T D"]:
     """What goes into the first layer and what leaves each one (M = layers + 1; the last entry after the last norm)."""
-    last, first, outputs = self._layers(tokens, layout, pattern, block_size, token_types, keep=True)
+    last, first, outputs = self._layers(tokens, layout, pattern, block_size, token_types, False, keep=True)
     assert outputs is not None
     return jnp.concatenate([first[None], outputs[:-1], last[None]])
 
   def _embedded(self, tokens, layout, token_types):
     """What goes into the first layer."""
     config = self.config
-    x = self.embed(tokens)
+    tokens = constrain(tokens, "tokens", ("lookup", "length"), config.rules)
+    x = constrain(self.embed(tokens), "embedded tokens", ("lookup", "length", "embed"), config.rules)
+    x = constrain(x, "embedded tokens", _HIDDEN, config.rules)
     if config.position_encoding == "learned":
       x = x + self.position_embed(layout.position)
     if config.token_types:
       x = x + self.type_embed(jnp.zeros_like(tokens) if token_types is None else token_types)
     return self.embed_norm(x) if config.norm_position == "post" else x
 
-  def _layers(self, tokens, layout, pattern, block_size, token_types, keep=False):
+  def _layers(self, tokens, layout, pattern, block_size, token_types, aligned, keep=False):
     """The hidden states after the last norm, before the first layer, and (with `keep`) after every layer."""
     config = self.config
     x = self._embedded(tokens, layout, token_types)
-    mask = attention_mask(pattern or config.pattern, layout, layout, block_size)
+    mix = attention_of(config, layout, pattern or config.pattern, block_size, aligned)
     definition, stacked = nnx.split(self.blocks)
 
     def layer(x, weights):
-      x = nnx.merge(definition, weights)(x, layout.position, mask)
+      x = nnx.merge(definition, weights)(x, layout.position, mix)
       return x, (x if keep else None)
 
     if config.remat != "none":
@@ -274,6 +293,8 @@ class Transformer(nnx.Module):
     """Float32 logits of `output_features`."""
     matrix, bias = self.unembedding()
     logits = jnp.einsum("...d,vd->...v", features, matrix.astype(features.dtype), preferred_element_type=jnp.float32)
+    if logits.ndim == 3:
+      logits = constrain(logits, "logits", ("batch", "canvas", "vocab"), self.config.rules)
     return logits if bias is None else logits + bias.astype(jnp.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
 
 

@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("replica", "data", "fsdp", "tensor", "sequence")
@@ -46,11 +47,20 @@ def mesh_shape(sizes: Mapping[str, int], n_devices: int) -> dict[str, int]:
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
   """A mesh with all five axes over the given devices (default: all of them).
 
+  Several TPU slices are joined by `replica`, the axis that is meant for a slow network.
+
   Raises:
-    ValueError: see `mesh_shape`.
+    ValueError: see `mesh_shape`; or a replica axis that the slices do not divide.
   """
   devices = jax.devices() if devices is None else devices
   shape = mesh_shape(sizes, len(devices))
+  slices = len({device.slice_index for device in devices if device.platform == "tpu"})
+  if slices > 1:
+    if shape["replica"] % slices:
+      raise ValueError(f"the mesh axis replica ({shape['replica']}) must be a multiple of the {slices} slices")
+    inside, between = shape | {"replica": shape["replica"] // slices}, dict.fromkeys(shape, 1) | {"replica": slices}
+    placed = mesh_utils.create_hybrid_device_mesh(tuple(inside.values()), tuple(between.values()), devices)
+    return Mesh(placed, tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
   return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 

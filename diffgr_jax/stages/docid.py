@@ -36,8 +36,8 @@ class DocIdStage:
   denoiser: CanvasDenoiser | CodeDenoiser
   process: Process
   mask_id: int
-  pad_id: int
   valid_size: int  # columns of the logits in use
+  pad_id: int = -1  # what stands behind EOS; learned DocIDs have neither
   first_valid: int = 0  # columns before this one are never predicted
   antithetic: bool = True
   ce_chunk: int = 0  # vocabulary rows a chunk of the cross-entropy; 0 holds all logits at once
@@ -89,8 +89,8 @@ class DocIdStage:
     assert isinstance(self.denoiser, CanvasDenoiser)  # a level of codes is small enough
     model, features = self.denoiser.features(params, batch["prompt"], batch["x_t"])
     matrix, bias = model.unembedding()
-    flat, docid = features.reshape(-1, features.shape[-1]), batch["docid"]
-    nll = chunked_token_nll(flat, matrix, bias, docid.reshape(-1), self.valid_size, self.ce_chunk)
+    flat, docid, rules = features.reshape(-1, features.shape[-1]), batch["docid"], self.denoiser.config.rules
+    nll = chunked_token_nll(flat, matrix, bias, docid.reshape(-1), self.valid_size, self.ce_chunk, rules)
     return nll.reshape(docid.shape)
 
   def _document_loss(

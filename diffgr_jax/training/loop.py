@@ -16,8 +16,8 @@ from diffgr_jax.parallel.mesh import batch_shards, make_mesh
 from diffgr_jax.parallel.rules import replicated, shard_batch
 from diffgr_jax.training.checkpoint import Checkpoints, abstract_state
 from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite, recorded_seconds
-from diffgr_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from diffgr_jax.training.options import Config, check_batch, check_config
+from diffgr_jax.training.optimizer import optimizer_of
+from diffgr_jax.training.options import Config, check_batch, check_config, check_mesh
 from diffgr_jax.training.run import Run, prepare_run
 from diffgr_jax.training.start import starting_params
 from diffgr_jax.training.state import TrainState, create_state, state_shardings, train_step
@@ -55,25 +55,13 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  index = run.device_index() | {"asked": jnp.asarray(asked_documents(collection))}
+  # Only the document-level term reads the index in a step.
+  index = run.device_index() | {"asked": jnp.asarray(asked_documents(collection))} if config.document_weight else {}
   index = jax.device_put(index, replicated(mesh))
+  check_mesh(config, run.model, run.index.canvas_length, mesh)
 
   # --- model, optimizer, state ---
-  schedule = learning_rate_schedule(
-    config.learning_rate,
-    warmup_steps=config.warmup_steps,
-    steps=config.steps,
-    decay=config.lr_decay,
-    final_fraction=config.final_lr_fraction,
-  )
-  optimizer = make_optimizer(
-    schedule,
-    b1=config.b1,
-    b2=config.b2,
-    weight_decay=config.weight_decay,
-    clip_norm=config.clip_norm,
-    embedding_rate=config.embedding_rate,
-  )
+  optimizer, schedule = optimizer_of(config)
   shardings = state_shardings(run.model, optimizer, mesh, config.rules)
   state = create_state(run.model, optimizer, shardings, config.seed)
 
@@ -105,9 +93,10 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   try:
     for step in range(start + 1, config.steps + 1):
       batch = shard_batch(next(iterator), mesh)
-      state, metrics = train_step(
-        state, batch, index, seed, stage=stage, optimizer=optimizer, microbatches=config.microbatches
-      )
+      with jax.set_mesh(mesh):
+        state, metrics = train_step(
+          state, batch, index, seed, stage=stage, optimizer=optimizer, microbatches=config.microbatches
+        )
       if pending is not None:
         report(*pending)  # one step late: the device is already at work on this one
       pending = (step, metrics)

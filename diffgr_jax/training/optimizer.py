@@ -1,5 +1,7 @@
 """AdamW with warm-up, a decay, and clipping by the global norm (optax)."""
 
+from typing import Any
+
 import jax
 import optax
 
@@ -53,6 +55,26 @@ def make_optimizer(
   if embedding_rate != 1.0:
     steps.append(optax.masked(optax.scale(embedding_rate), _is_token_table))
   return optax.chain(*steps)
+
+
+def optimizer_of(config: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """The optimizer that a config describes, and its learning rate."""
+  schedule = learning_rate_schedule(
+    config.learning_rate,
+    warmup_steps=config.warmup_steps,
+    steps=config.steps,
+    decay=config.lr_decay,
+    final_fraction=config.final_lr_fraction,
+  )
+  optimizer = make_optimizer(
+    schedule,
+    b1=config.b1,
+    b2=config.b2,
+    weight_decay=config.weight_decay,
+    clip_norm=config.clip_norm,
+    embedding_rate=config.embedding_rate,
+  )
+  return optimizer, schedule
 
 
 def _is_token_table(params):

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from jax.sharding import Mesh
+
 from diffgr_jax.decoding.policies import POLICIES, make_policy
 from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES, make_process
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.parallel.rules import check_divides
 from diffgr_jax.training.optimizer import DECAYS
 
 Config = Any  # an Config, whose fields have the types that configs/quickstart.py gives them
@@ -22,6 +25,7 @@ _CHOICES = {
   "on_bad_row": ("error", "skip"),
   "process": PROCESSES,
   "schedule": tuple(SCHEDULES),
+  "attention": ("auto", "reference", "splash", "flash"),
   "lr_decay": DECAYS,
   "pattern": ("bidirectional", "prefix"),
   "policy": tuple(POLICIES),
@@ -32,7 +36,7 @@ _AT_LEAST = {
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
   "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "prior_weight": 0,
   "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
-  "topk_steps": 0, "topk_beam": 1, "topk_commit": 1,
+  "topk_steps": 0, "topk_beam": 1, "topk_commit": 1, "lora_rank": 0,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
 _SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate", "label_smoothing")
@@ -132,6 +136,16 @@ def check_batch(config: Config, shards: int, processes: int) -> None:
     )
 
 
+def check_mesh(config: Config, model: TransformerConfig, canvas_length: int, mesh: Mesh) -> None:
+  """Raises ValueError, with the numbers, where the mesh does not divide what the rules split over it."""
+  sizes = {
+    "batch": config.batch_size // config.microbatches, "lookup": config.batch_size // config.microbatches,
+    "length": config.prompt_length + canvas_length, "canvas": canvas_length, "features": model.d_model,
+    "heads": model.n_heads, "kv_heads": model.n_kv_heads, "mlp": model.d_ff, "vocab": model.vocab_size,
+  }  # fmt: skip
+  check_divides(sizes, mesh, config.rules)
+
+
 def transformer_config(config: Config, vocab_size: int, canvas_length: int) -> TransformerConfig:
   """The transformer that the flat fields of a config describe (a pretrained start brings its own).
 
@@ -154,4 +168,12 @@ def transformer_config(config: Config, vocab_size: int, canvas_length: int) -> T
     remat=config.remat,
     param_dtype=config.param_dtype,
     compute_dtype=config.compute_dtype,
+    attention=config.attention,
+    **lora_fields(config),
   )
+
+
+def lora_fields(config: Config) -> dict[str, Any]:
+  """What a config says of adapters, as fields of a transformer."""
+  targets = tuple(config.lora_targets) if config.lora_rank else ()
+  return {"lora_rank": config.lora_rank, "lora_alpha": float(config.lora_alpha), "lora_targets": targets}

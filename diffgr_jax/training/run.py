@@ -28,21 +28,24 @@ from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
+from diffgr_jax.parallel.rules import DECODE_RULES, Rules, frozen_rules
 from diffgr_jax.stages.docid import DocIdStage
-from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, Config, transformer_config
+from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, Config, lora_fields, transformer_config
 from diffgr_jax.training.start import check_code_head, pretrained_folder, pretrained_model
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
-  "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
-  "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
-  "ce_chunk", "show_queries", "dense", "nelbo_queries", "topk_steps", "topk_beam", "topk_commit", "topk_policy",
-  "beam_widths",
+  "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "decode_rules",
+  "attention", "microbatches", "remat", "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask",
+  "eval_batch_size", "eval_splits", "ce_chunk", "show_queries", "dense", "nelbo_queries", "topk_steps", "topk_beam",
+  "topk_commit", "topk_policy", "beam_widths",
 }  # fmt: skip
 
 # What a field was before it existed.
 _OLDER = {
-  "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
+  "attention": "auto", "decode_rules": DECODE_RULES, "docid": "title", "docid_index": "", "docid_levels": 0,
+  "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
+  "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ("query", "value"),
   "pattern": "bidirectional", "code_head": False, "spare_unasked": False,
   "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": (),
   "topk_steps": 0, "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
@@ -68,8 +71,13 @@ class Run:
 
   @property
   def denoiser(self) -> CanvasDenoiser | CodeDenoiser:
+    """As decoding asks it."""
+    return self._denoiser(self.config.decode_rules)
+
+  def _denoiser(self, rules: Rules) -> CanvasDenoiser | CodeDenoiser:
     vocab, pattern = self.vocab, "prefix_causal" if self.autoregressive else self.config.pattern
-    canvas = CanvasDenoiser(self.model, vocab.pad_id, slots=self.config.slot_embeddings, pattern=pattern)
+    model = dataclasses.replace(self.model, attention=self.config.attention, rules=frozen_rules(rules))
+    canvas = CanvasDenoiser(model, vocab.pad_id, slots=self.config.slot_embeddings, pattern=pattern)
     if not self.canvas_of_codes:
       return canvas
     return CodeDenoiser(canvas, vocab.mask_id, vocab.docid_token(0, 0), vocab.docid_codes)
@@ -147,7 +155,7 @@ class Run:
   def stage(self) -> DocIdStage:
     config = self.config
     return DocIdStage(
-      denoiser=self.denoiser,
+      denoiser=self._denoiser(config.rules),
       process=make_process(config.process, config.schedule, config.all_masked_fraction),
       mask_id=self.mask_id,
       pad_id=self.index.pad_id,
@@ -190,6 +198,7 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   if config.start == "pretrained":
     folder = pretrained_folder(config.pretrained)
     model = pretrained_model(folder, vocab, config.remat, config.compute_dtype, keep_head=config.code_head)
+    model = dataclasses.replace(model, **lora_fields(config))
   else:
     model = transformer_config(config, vocab.padded_size, index.canvas_length)
   if codes is not None and config.code_head:

@@ -47,6 +47,7 @@ from diffgr_jax.models.embeddings import remap_embeddings
 from diffgr_jax.models.encoder import minilm_folder
 from diffgr_jax.models.hf import read_spec
 from diffgr_jax.models.hf_weights import load_hf
+from diffgr_jax.models.lora import join, split_adapters
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.training.options import CODES, Config
 
@@ -240,8 +241,9 @@ def starting_params(
   """Replaces freshly drawn parameters by what `config.start` names. `docids` are tokens of the vocabulary."""
   if config.start == "pretrained":
     codes = CodeIndex.load(config.docid_index) if config.docid == CODES else None
-    folder = pretrained_folder(config.pretrained)
-    return start_at_pretrained(folder, vocab, docids, shardings, codes, config.code_head)
+    folder, places = pretrained_folder(config.pretrained), split_adapters(shardings)[1]
+    started = start_at_pretrained(folder, vocab, docids, places, codes, config.code_head)
+    return join(started, split_adapters(params)[0])
   if config.start == "corpus":
     tokens = docids if config.docid == CODES else None
     embeddings, known = corpus_embeddings(collection, vocab, model.vocab_size, model.d_model, tokens)

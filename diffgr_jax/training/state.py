@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int
 import optax
 
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.lora import trained_part, with_trained
 from diffgr_jax.models.transformer import abstract_params, init_params, logical_axes
-from diffgr_jax.parallel.rules import Rules, replicated, tree_shardings
+from diffgr_jax.parallel.rules import Rules, constrain_tree, replicated, tree_shardings
 from diffgr_jax.stages.docid import Batch, DocIdStage
 
 
@@ -43,8 +44,8 @@ def state_shardings(
   opt_state = optax.tree_utils.tree_map_params(
     optimizer,
     lambda _, sharding: sharding,
-    jax.eval_shape(optimizer.init, abstract),
-    params,
+    jax.eval_shape(optimizer.init, trained_part(config, abstract)),
+    trained_part(config, params),
     transform_non_params=lambda _: replicated(mesh),
   )
   return TrainState(replicated(mesh), params, opt_state)
@@ -57,7 +58,7 @@ def create_state(
 
   def init(key):
     params = init_params(config, key)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    return TrainState(jnp.int32(0), params, optimizer.init(trained_part(config, params)))
 
   return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
 
@@ -76,12 +77,18 @@ def train_step(
   """One optimizer step on a global batch, its gradient accumulated over `microbatches` equal parts in float32."""
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   batch, target_count = stage.prepare(key, batch)
-  rows = batch["prompt"].shape[0]
-  gradient = jax.value_and_grad(stage.loss, has_aux=True)
+  rows, model = batch["prompt"].shape[0], stage.denoiser.config
+  lie_as_params = lambda tree: constrain_tree(tree, trained_part(model, logical_axes(model)), model.rules)
+  old = trained_part(model, state.params)
+
+  def loss(trained, *of_part):
+    return stage.loss(with_trained(model, state.params, trained), *of_part)
+
+  gradient = jax.value_and_grad(loss, has_aux=True)
 
   def part(microbatch: Batch):
-    (_, metrics), grads = gradient(state.params, microbatch, index, target_count, rows)
-    return jax.tree.map(lambda x: x.astype(jnp.float32), grads), metrics
+    (_, metrics), grads = gradient(old, microbatch, index, target_count, rows)
+    return lie_as_params(jax.tree.map(lambda x: x.astype(jnp.float32), grads)), metrics
 
   if microbatches == 1:
     grads, metrics = part(batch)
@@ -94,7 +101,7 @@ def train_step(
     add = lambda total, microbatch: (jax.tree.map(jnp.add, total, part(microbatch)), None)
     (grads, metrics), _ = jax.lax.scan(add, zeros, parts)
 
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
+  updates, opt_state = optimizer.update(grads, state.opt_state, old)
+  new = lie_as_params(optax.apply_updates(old, updates))
   metrics |= {"grad_norm": optax.global_norm(grads)}
-  return TrainState(state.step + 1, params, opt_state), metrics
+  return TrainState(state.step + 1, with_trained(model, state.params, new), opt_state), metrics

@@ -1,5 +1,7 @@
 """Meshes that divide, and those that are refused with their numbers."""
 
+import types
+
 import jax
 import pytest
 
@@ -27,3 +29,9 @@ def test_open_axis_takes_what_is_left():
 def test_a_mesh_that_does_not_fit_is_refused_with_the_numbers(sizes, message):
   with pytest.raises(ValueError, match=message):
     mesh_shape(sizes, 8)
+
+
+def test_slices_are_joined_by_replica():
+  devices = [types.SimpleNamespace(platform="tpu", slice_index=i // 4, id=i) for i in range(8)]
+  with pytest.raises(ValueError, match=r"replica \(1\) must be a multiple of the 2 slices"):
+    make_mesh({"fsdp": 8}, devices)

@@ -17,7 +17,7 @@ from diffgr_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffgr_jax.training.state import create_state, state_shardings, train_step
 
 MODEL = TransformerConfig(
-  vocab_size=32, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, qk_norm=True
+  vocab_size=32, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, qk_norm=True, rules=TRAIN_RULES
 )
 STAGE = DocIdStage(
   CanvasDenoiser(MODEL, pad_id=0), make_process("exact_count"), mask_id=4, valid_size=30, document_weight=0.3
@@ -32,7 +32,7 @@ def batches(count, rows=16):
   rng = np.random.default_rng(1)
   for _ in range(count):
     document = rng.integers(0, len(CODES), rows).astype(np.int32)
-    yield {"prompt": rng.integers(5, 30, (rows, 6)).astype(np.int32), "docid": CODES[document], "doc_index": document}
+    yield {"prompt": rng.integers(5, 30, (rows, 7)).astype(np.int32), "docid": CODES[document], "doc_index": document}
 
 
 def train(mesh, steps=3, microbatches=1, stage=STAGE):
@@ -44,9 +44,9 @@ def train(mesh, steps=3, microbatches=1, stage=STAGE):
   )
   losses = []
   for batch in batches(steps):
-    state, metrics = train_step(
-      state, shard_batch(batch, mesh), index, jnp.int32(0), stage=stage, optimizer=OPTIMIZER, microbatches=microbatches
-    )
+    how = dict(stage=stage, optimizer=OPTIMIZER, microbatches=microbatches)
+    with jax.set_mesh(mesh):
+      state, metrics = train_step(state, shard_batch(batch, mesh), index, jnp.int32(0), **how)
     losses.append(float(metrics["loss"]))
   return state, losses
 
@@ -56,9 +56,14 @@ def unsharded():
   return train(make_mesh({"data": 1}, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"fsdp": 8}, {"replica": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+  "sizes", [{"data": 8}, {"fsdp": 8}, {"replica": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2, "sequence": 2}]
+)
 def test_eight_devices_train_as_one_does(unsharded, sizes):
-  state, losses = train(make_mesh(sizes))
+  mesh = make_mesh(sizes)
+  state, losses = train(mesh)
+  expected = state_shardings(MODEL, OPTIMIZER, mesh, TRAIN_RULES)
+  jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim) or pytest.fail(f"{x}"), state, expected)
   np.testing.assert_allclose(losses, unsharded[1], rtol=2e-5)
   # Adam divides by the root of tiny second moments: rounding shows more in parameters than in losses.
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), state.params, unsharded[0].params)

@@ -1,0 +1,285 @@
+"""The step of a config as a program for a slice of TPUs, compiled with no data, no weights and no device.
+
+config  ->  the model and shapes that follow from it  ->  the jitted step that the job itself runs
+        ->  compiled for the slice  ->  an account (account.py)
+
+train      the train step, gradient accumulation and optimizer in it
+one_pass   the forward pass on the all-masked canvas that ranks every document (decoding/scoring.py)
+canvas     one denoising step, constrained to the DocIDs (decoding/canvas.py)
+cached     one pass of the causal and block decoders over the newest tokens, against a cache of all before
+"""
+
+from collections.abc import Callable
+import dataclasses
+from dataclasses import dataclass, field
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from diffgr_jax.data.vocab import ROW_MULTIPLE, SPECIAL_TOKENS, Vocabulary
+from diffgr_jax.decoding.canvas import DecodeOptions, denoise_step, init_state
+from diffgr_jax.decoding.policies import make_policy
+from diffgr_jax.decoding.sampling import make_sampling
+from diffgr_jax.decoding.scoring import one_pass_retrieve
+from diffgr_jax.diffusion.corruption import make_process
+from diffgr_jax.models import inference
+from diffgr_jax.models.attention import Layout
+from diffgr_jax.models.cache import init_cache
+from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.models.flops import forward_flops, matmul_flops, train_step_flops
+from diffgr_jax.models.hf import read_spec
+from diffgr_jax.models.inference import decoding_axes, decoding_params
+from diffgr_jax.models.kernels import kernel_for
+from diffgr_jax.models.transformer import abstract_params, logical_axes
+from diffgr_jax.parallel.aot import with_shardings
+from diffgr_jax.parallel.mesh import batch_shards
+from diffgr_jax.parallel.rules import frozen_rules, partition_spec, replicated, tree_shardings
+from diffgr_jax.stages.docid import DocIdStage
+from diffgr_jax.training.optimizer import optimizer_of
+from diffgr_jax.training.options import CODES, Config, check_batch, check_config, check_mesh, transformer_config
+from diffgr_jax.training.state import TrainState, state_shardings, train_step
+
+STEPS = ("train", "one_pass", "canvas", "cached")
+TOP = 100  # documents that one-pass retrieval returns
+
+
+@dataclass(frozen=True)
+class Plan:
+  """What a job will be, as far as its config says."""
+
+  model: TransformerConfig
+  canvas_length: int
+  documents: int
+
+
+@dataclass(frozen=True)
+class Program:
+  """A jitted step with the shapes and places of its arguments, and what is known of it beforehand."""
+
+  lower: Callable[[], Any]
+  held: dict[str, Any]  # arguments by what they are, as trees of shapes: weights, optimizer, index, cache, batch
+  flops: int  # of the whole mesh, by the rule of models/flops.py
+  passes: int  # over all weights: forward, backward, recomputation, times the microbatches
+  tokens: int  # of a pass
+  notes: list[str] = field(default_factory=list)
+
+
+def plan(config: Config, documents: int, step: str) -> Plan:
+  """The model of a config without its data: rows of the vocabulary and the canvas come from the config alone.
+
+  Raises:
+    ValueError: the config is refused, or leaves its canvas to the data.
+  """
+  check_config(config)
+  canvas_length = config.docid_levels if config.docid == CODES else config.canvas_length
+  if not canvas_length:
+    field_name = "docid_levels" if config.docid == CODES else "canvas_length"
+    raise ValueError(f"config.{field_name} must be above 0 for a preflight: 0 leaves it to the data")
+  codes = config.docid_levels * config.docid_codes
+  rows = lambda pieces: -(-(pieces + codes) // ROW_MULTIPLE) * ROW_MULTIPLE
+  folder = Path(config.pretrained)
+  if config.start == "pretrained":
+    if not (folder / "config.json").exists():
+      raise ValueError(f"config.pretrained: {folder} holds no config.json, which says what model is to be compiled")
+    spec = read_spec(folder)
+    head = {"head": "mlm", "tie_embeddings": True} if spec.config.head == "none" else {}
+    model = dataclasses.replace(
+      spec.config,
+      vocab_size=rows(len(SPECIAL_TOKENS) + spec.config.vocab_size),
+      param_dtype=config.param_dtype,
+      compute_dtype=config.compute_dtype,
+      pattern="bidirectional",
+      remat=config.remat,
+      **head,
+    )
+  else:
+    model = transformer_config(config, rows(config.vocab_size), canvas_length)
+  rules = frozen_rules(config.rules if step == "train" else config.decode_rules)
+  attention = kernel_for("tpu", config.compute_dtype) if config.attention == "auto" else config.attention
+  return Plan(dataclasses.replace(model, rules=rules, attention=attention), canvas_length, documents)
+
+
+def make_program(step: str, config: Config, job: Plan, mesh: Mesh) -> Program:
+  """The step as a program for the mesh.
+
+  Raises:
+    ValueError: the mesh does not divide what the rules split over it; with the numbers.
+  """
+  make = {"train": _train, "one_pass": _one_pass, "canvas": _canvas, "cached": _cached}[step]
+  return make(config, job, mesh)
+
+
+def _place(mesh: Mesh, model: TransformerConfig, *axes: Any) -> NamedSharding:
+  return NamedSharding(mesh, partition_spec(axes, dict(model.rules)))
+
+
+def _array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
+  model, length = job.model, job.canvas_length
+  check_batch(config, batch_shards(mesh), 1)
+  check_mesh(config, model, length, mesh)
+  optimizer, _ = optimizer_of(config)
+  shapes = abstract_params(model)
+  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes))
+  state = with_shardings(state, state_shardings(model, optimizer, mesh, config.rules))
+  rows = _place(mesh, model, "batch")
+  batch = {
+    "prompt": _array((config.batch_size, config.prompt_length), jnp.int32, rows),
+    "docid": _array((config.batch_size, length), jnp.int32, rows),
+    "doc_index": _array((config.batch_size,), jnp.int32, rows),
+    "asked": _array((config.batch_size,), jnp.bool_, rows),
+  }
+  index = _index(job, replicated(mesh), replicated(mesh)) if config.document_weight else {}
+  stage = planned_stage(config, job)
+
+  def lower():
+    with jax.set_mesh(mesh):
+      seed = _array((), jnp.int32, replicated(mesh))
+      how = dict(stage=stage, optimizer=optimizer, microbatches=config.microbatches)
+      return train_step.lower(state, batch, index, seed, **how)
+
+  whole = config.prompt_length + length
+  passes = {"none": 3, "dots": 3, "full": 4}[model.remat]
+  return Program(
+    lower=lower,
+    held={"weights": state.params, "optimizer": state.opt_state, "DocID index": index, "batch": batch},
+    flops=train_step_flops(model, config.batch_size, whole, "bidirectional", logits_positions=length),
+    passes=passes * config.microbatches,
+    tokens=config.batch_size * whole // config.microbatches,
+  )
+
+
+def planned_stage(config: Config, job: Plan) -> DocIdStage:
+  """The stage of the job: `Run.stage`, but that every row of the vocabulary is in use."""
+  return DocIdStage(
+    denoiser=CanvasDenoiser(job.model, Vocabulary.pad_id, slots=config.slot_embeddings),
+    process=make_process(config.process, config.schedule, config.all_masked_fraction),
+    mask_id=Vocabulary.mask_id,
+    valid_size=job.model.vocab_size,
+    antithetic=config.antithetic,
+    ce_chunk=config.ce_chunk,
+    document_weight=config.document_weight,
+    prior_weight=config.prior_weight,
+  )
+
+
+def _index(job: Plan, documents: NamedSharding, whole: NamedSharding) -> dict[str, Any]:
+  """What `Run.device_index` puts on the devices."""
+  shape = (job.documents, job.canvas_length)
+  return {
+    "codes": _array(shape, jnp.int32, documents),
+    "scored": _array(shape, jnp.bool_, documents),
+    "asked": _array(shape[:1], jnp.bool_, whole),
+    "log_frequency": _array((job.canvas_length, job.model.vocab_size), jnp.float32, whole),
+    "rows": _array((job.model.vocab_size,), jnp.int32, whole),
+  }
+
+
+def _decoding(config: Config, job: Plan, mesh: Mesh) -> tuple[Any, ...]:
+  """Weights, prompts, index, banned tokens and denoiser of the canvas decoders."""
+  model = job.model
+  shards = batch_shards(mesh)
+  batch = -(-config.eval_batch_size // shards) * shards
+  params = with_shardings(
+    abstract_params(model), tree_shardings(mesh, abstract_params(model), logical_axes(model), model.rules)
+  )
+  prompt = _array((batch, config.prompt_length), jnp.int32, _place(mesh, model, "batch"))
+  parts = _split(mesh, model, "documents")
+  padded = dataclasses.replace(job, documents=-(-job.documents // parts) * parts)
+  index = _index(padded, _place(mesh, model, "documents"), replicated(mesh))
+  banned = _array((model.vocab_size,), jnp.bool_, replicated(mesh))
+  return params, prompt, index, banned, CanvasDenoiser(model, Vocabulary.pad_id, slots=config.slot_embeddings)
+
+
+def _split(mesh: Mesh, model: TransformerConfig, axis: str) -> int:
+  """Into how many parts the mesh splits a logical axis."""
+  return mesh.size // _place(mesh, model, axis).shard_shape((mesh.size,))[0]
+
+
+def _one_pass(config: Config, job: Plan, mesh: Mesh) -> Program:
+  params, prompt, index, banned, denoiser = _decoding(config, job, mesh)
+  model, whole = job.model, config.prompt_length + job.canvas_length
+
+  def lower():
+    with jax.set_mesh(mesh):
+      how = dict(denoise=denoiser, mask_id=Vocabulary.mask_id, k=min(TOP, job.documents), rules=model.rules)
+      prior = index["log_frequency"] if config.prior_weight else None
+      return one_pass_retrieve.lower(params, prompt, index["codes"], index["scored"], banned, prior, **how)
+
+  return Program(
+    lower=lower,
+    held={"weights": params, "DocID index": index, "batch": prompt},
+    flops=forward_flops(model, len(prompt), whole, "bidirectional", logits_positions=job.canvas_length),
+    passes=1,
+    tokens=prompt.shape[0] * whole,
+  )
+
+
+def _canvas(config: Config, job: Plan, mesh: Mesh) -> Program:
+  params, prompt, index, banned, denoiser = _decoding(config, job, mesh)
+  model, rows, length = job.model, prompt.shape[0], job.canvas_length
+  options = DecodeOptions(make_policy(config.policy, config.threshold), Vocabulary.mask_id, remask=config.remask)
+  start = functools.partial(init_state, mask_id=Vocabulary.mask_id)
+  ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  state = jax.eval_shape(start, ints(rows, length), ints(rows), banned, index["codes"])
+  by_row = lambda x: _place(mesh, model, "batch") if x.ndim else replicated(mesh)
+  state = with_shardings(state, jax.tree.map(by_row, state))
+  alive = _array((rows, index["codes"].shape[0]), jnp.bool_, _place(mesh, model, "batch", "documents"))
+  state = dataclasses.replace(state, alive=alive)
+  sampling = jax.tree.map(lambda x: _array(x.shape, x.dtype, replicated(mesh)), jax.eval_shape(make_sampling))
+
+  def lower():
+    with jax.set_mesh(mesh):
+      steps, how = _array((), jnp.int32, replicated(mesh)), dict(denoise=denoiser, options=options, rows=index["rows"])
+      return denoise_step.lower(params, prompt, state, banned, index["codes"], steps, sampling, **how)
+
+  whole = config.prompt_length + length
+  return Program(
+    lower=lower,
+    held={"weights": params, "DocID index": index, "batch": (prompt, state)},
+    flops=forward_flops(model, rows, whole, "bidirectional", logits_positions=length),
+    passes=1,
+    tokens=rows * whole,
+  )
+
+
+def _cached(config: Config, job: Plan, mesh: Mesh) -> Program:
+  """One new token a row; the cache has room for the prompt and the canvas."""
+  params, prompt, _, _, _ = _decoding(config, job, mesh)
+  model, rows, slots = job.model, prompt.shape[0], config.prompt_length + job.canvas_length
+  laid_out = jax.eval_shape(functools.partial(decoding_params, model), params)
+  params = with_shardings(laid_out, tree_shardings(mesh, laid_out, decoding_axes(model), model.rules))
+  with jax.set_mesh(mesh):
+    cache = jax.eval_shape(functools.partial(init_cache, model, rows, slots))
+  stored, by_row = _place(mesh, model, ("batch", "kv_heads"), None, None), _place(mesh, model, "batch")
+  cache = with_shardings(cache, jax.tree.map(lambda x: stored if x.ndim == 3 else by_row, cache))
+  token = _array((rows, 1), jnp.int32, by_row)
+  layout = jax.eval_shape(lambda token: Layout(token, token, token > 0), token)
+  layout = with_shardings(layout, jax.tree.map(lambda _: by_row, layout))
+
+  def step(params, tokens, layout, cache, offset):
+    hidden, cache = inference.extend(model, params, tokens, layout, cache, offset, pattern="causal")
+    return inference.logits(model, params, hidden), cache
+
+  def lower():
+    with jax.set_mesh(mesh):
+      offset = _array((), jnp.int32, replicated(mesh))
+      return jax.jit(step, donate_argnums=3).lower(params, token, layout, cache, offset)
+
+  body, head = matmul_flops(model)
+  seen = 4 * model.n_layers * model.n_heads * model.head_dim * slots
+  return Program(
+    lower=lower,
+    held={"weights": params, "cache": cache, "batch": token},
+    flops=rows * (body + head + seen),
+    passes=1,
+    tokens=rows,
+  )

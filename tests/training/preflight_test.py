@@ -1,0 +1,111 @@
+"""The programs of a preflight, compiled for eight virtual devices in place of a slice; with libtpu, for a slice."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs.pod.docid import get_config
+from diffgr_jax.models.flops import train_step_flops
+from diffgr_jax.models.transformer import count_params
+from diffgr_jax.parallel import aot
+from diffgr_jax.parallel.chips import CHIPS
+from diffgr_jax.parallel.collectives import Collective, collectives
+from diffgr_jax.parallel.mesh import make_mesh
+from diffgr_jax.training.account import Memory, advice, memory_of, memory_without_analysis, roofline
+from diffgr_jax.training.preflight import STEPS, make_program, plan
+
+
+@pytest.fixture
+def tiny():
+  """A pod's config with every width small."""
+  config = get_config("size=1b")
+  with config.unlocked():
+    config.update(
+      d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=300, docid_levels=4,
+      docid_codes=8, prompt_length=12, batch_size=8, eval_batch_size=8, ce_chunk=128, attention="reference",
+      compute_dtype="float32",
+    )  # fmt: skip
+    config.mesh.update(data=1, fsdp=4, tensor=2)
+  return config
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_every_step_is_compiled_from_its_config_alone(tiny, step):
+  job, mesh = plan(tiny, 9, step), make_mesh(tiny.mesh.to_dict())
+  program = make_program(step, tiny, job, mesh)
+  compiled = aot.compile_for(program.lower)
+  memory = memory_of(program, compiled, CHIPS["v5e"])
+  sent = collectives(compiled.text, mesh.shape)
+  assert memory.fits
+  assert compiled.arguments <= sum(memory.held.values()) + 64
+  assert {len(one.axes) > 0 for one in sent} == {True}
+  split = 8 if step == "train" else 2  # weights over fsdp and tensor, or over tensor alone; norms are whole
+  assert 0 < memory.held["weights"] - 4 * count_params(job.model) / split < 2000
+  assert program.flops > 0
+  assert 0 < roofline(program, job, mesh, CHIPS["v5e"], memory, sent, 1).mfu <= 1
+  if step == "train":
+    assert program.flops == train_step_flops(job.model, 8, 16, "bidirectional", logits_positions=4)
+    assert 1.9 < memory.held["optimizer"] / memory.held["weights"] < 2.1
+  assert ("cache" in memory.held) == (step == "cached")
+
+
+def test_a_step_moves_no_more_than_its_weights(tiny):
+  """Gathers and sums of the weights are what a layer sends over fsdp, not tables of tokens."""
+  job, mesh = plan(tiny, 9, "train"), make_mesh({"fsdp": 8})
+  compiled = aot.compile_for(make_program("train", tiny, job, mesh).lower)
+  sent = sum(one.bytes for one in collectives(compiled.text, mesh.shape))
+  # With full remat: gathered twice, summed once (an all-reduce sends twice as much); the head's chunks as well.
+  assert sent < 6 * 4 * count_params(job.model)
+
+
+def test_what_does_not_fit_is_told_by_how_much_and_what_helps(tiny):
+  job, mesh = plan(tiny, 9, "train"), make_mesh(tiny.mesh.to_dict())
+  program = make_program("train", tiny, job, mesh)
+  refused = aot.DoesNotFit(2000, 500)
+  memory = memory_without_analysis(program, job, tiny, mesh, refused, "train")
+  assert not memory.fits
+  assert memory.peak == max(2000, sum(memory.held.values()))
+  assert memory.temporaries > 0
+  lines = "\n".join(advice(memory, job.model, tiny, mesh, "train"))
+  for change in ("config.mesh.fsdp", "config.microbatches=2", "compute_dtype='bfloat16'"):
+    assert change in lines
+  fits = Memory({}, 0, 1, 2, compiled=True)
+  assert advice(fits, job.model, tiny, mesh, "train") == []
+
+
+def test_time_over_the_network_between_slices_is_counted_at_its_own_rate(tiny):
+  job, mesh, chip = plan(tiny, 9, "train"), make_mesh(tiny.mesh.to_dict()), CHIPS["v5e"]
+  program, memory = make_program("train", tiny, job, mesh), Memory({}, 0, 1, 2, compiled=True)
+  sent = [Collective("all-reduce", ("replica",), 1, 1000), Collective("all-gather", ("fsdp",), 1, 1000)]
+  near, far = (roofline(program, job, mesh, chip, memory, sent, slices).network for slices in (1, 2))
+  np.testing.assert_allclose([near, far], [2000 / 90e9, 1000 / 90e9 + 1000 / 3.125e9])
+
+
+def test_a_canvas_that_the_data_decides_is_refused(tiny):
+  with tiny.unlocked():
+    tiny.update(docid="title", docid_index="", canvas_length=0)
+  with pytest.raises(ValueError, match=r"config\.canvas_length must be above 0 for a preflight"):
+    plan(tiny, 9, "train")
+
+
+def test_a_mesh_that_does_not_divide_is_refused(tiny):
+  with pytest.raises(ValueError, match="its heads dimension of 4 cannot be split over 8 devices"):
+    make_program("train", tiny, plan(tiny, 9, "train"), make_mesh({"tensor": 8}, jax.devices()))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+def test_the_command_on_a_slice():
+  arguments = ["--config=configs/quickstart.py:size=tiny", "--topology=v5e:2x2", "--documents=100", "--json"]
+  command = [sys.executable, "-m", "diffgr_jax.preflight", *arguments, "--config.mesh.data=1", "--config.mesh.fsdp=4"]
+  environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+  assert (ran.returncode, ran.stderr) == (0, "")
+  record = json.loads(ran.stdout)
+  assert (record["fits"], record["devices"], record["memory"]["capacity"]) == (True, 4, 15.75 * 2**30)
+  assert {axis for one in record["collectives"] for axis in one["axes"]} == {"fsdp"}
