@@ -56,13 +56,6 @@ def arithmetic(dtype: str, size: int = 2048) -> float:
   return 2 * size**3 / timed(functools.partial(jax.jit(jnp.matmul), x, x))
 
 
-def matmul_flops(config: TransformerConfig) -> tuple[int, int]:
-  """Floating-point operations of one position: the layers' projections, and the unembedding. A multiply-add is two."""
-  attention = config.d_model * config.head_dim * 2 * (config.n_heads + config.n_kv_heads)
-  mlp = config.d_model * config.d_ff * (3 if config.mlp == "swiglu" else 2)
-  return 2 * config.n_layers * (attention + mlp), 2 * config.d_model * config.vocab_size
-
-
 @functools.partial(jax.jit, static_argnames="config")
 def _body(config: TransformerConfig, params: DecodingParams, x: Float[Array, "D M"]) -> Float[Array, "D M"]:
   """Every projection of every layer, and nothing else but what makes the results needed."""

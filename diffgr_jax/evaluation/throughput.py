@@ -21,8 +21,9 @@ from diffgr_jax.decoding.autoregressive import DecodedRows, decode_autoregressiv
 from diffgr_jax.decoding.block import decode_blocks
 from diffgr_jax.decoding.block_state import BlockOptions, BlockState, answers
 from diffgr_jax.decoding.policies import Confidence, Policy, Threshold
-from diffgr_jax.evaluation.machine import Costs, matmul_flops, seconds_of
+from diffgr_jax.evaluation.machine import Costs, seconds_of
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.flops import matmul_flops
 from diffgr_jax.models.inference import DecodingParams
 
 

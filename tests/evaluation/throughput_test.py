@@ -2,17 +2,15 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from configs.bench.decode import get_config
 from diffgr_jax.evaluation import throughput
 from diffgr_jax.evaluation.bench import check_bench, make_workload, run_bench
-from diffgr_jax.evaluation.machine import Costs, matmul_flops
+from diffgr_jax.evaluation.machine import Costs
 from diffgr_jax.evaluation.throughput import Case, case_figures, crossovers
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.transformer import abstract_params
 
 
 def tiny(**fields):
@@ -70,13 +68,6 @@ def test_speed_up_ceiling_and_share_by_hand():
 def test_crossover_is_the_smallest_batch_at_which_blocks_are_slower():
   of = lambda x: {"AR": {}, "a": {"speed-up": x}, "b": {"speed-up": 2.0}}
   assert crossovers({1: of(2.0), 8: of(1.1), 32: of(0.9), 64: of(0.5)}) == {"a": 32, "b": None}
-
-
-def test_flops_are_twice_the_weights_that_are_multiplied():
-  config = TransformerConfig(vocab_size=40, d_model=16, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=6, d_ff=24)
-  shapes = abstract_params(config)
-  kernels = [x.size for path, x in jax.tree_util.tree_leaves_with_path(shapes) if path[-1].key == "kernel"]
-  assert matmul_flops(config) == (2 * sum(kernels), 2 * shapes["embed"]["embedding"].size)
 
 
 @pytest.mark.parametrize(
