@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 import shutil
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 import ml_collections
@@ -27,6 +28,7 @@ from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.parallel.distributed import check_shared, in_turn
 from diffgr_jax.stages.docid import DocIdStage
 from diffgr_jax.training.options import CODES, Config, transformer_config
 from diffgr_jax.training.start import pretrained_folder, pretrained_model
@@ -35,12 +37,13 @@ from diffgr_jax.training.start import pretrained_folder, pretrained_model
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
   "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
-  "ce_chunk", "show_queries", "dense", "nelbo_queries",
+  "ce_chunk", "show_queries", "dense", "nelbo_queries", "keep_every", "keep_best", "best_metric",
 }  # fmt: skip
 
 # What a field was before it existed.
 _OLDER = {
   "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
+  "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
@@ -121,10 +124,19 @@ def load_data(config: Config, workdir: Path) -> Collection:
 def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   """Builds (or, in a workdir that has them, reads) the vocabulary and the DocIDs, and returns them with the data.
 
+  In a job of several processes the first builds and writes, the others read.
+
   Raises:
     ValueError: the workdir belongs to a run with another config, or the data has changed since; says which field.
+    FileNotFoundError: the processes do not share the workdir.
   """
-  workdir = Path(workdir)
+  with in_turn("data, vocabulary and DocIDs"):
+    if jax.process_index():
+      check_shared(Path(workdir) / "config.json")
+    return _prepare(config, Path(workdir))
+
+
+def _prepare(config: Config, workdir: Path) -> tuple[Run, Collection]:
   collection = load_data(config, workdir)
   if (workdir / "config.json").exists():
     _check_same_run(config, collection, workdir)
