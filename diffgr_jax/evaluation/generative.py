@@ -34,6 +34,7 @@ from diffgr_jax.evaluation.retrieval import (
   retrieval_metrics,
   shared_identifiers,
 )
+from diffgr_jax.parallel.distributed import fetch
 from diffgr_jax.training.run import Run
 
 Metrics = dict[str, float]
@@ -164,7 +165,7 @@ def _place_one_pass(run, params, index, method, same_as, prompts, judged, which)
     mask_id=run.vocab.mask_id,
   )
   count = which.stop - which.start
-  part = place_in_scores(np.asarray(scores)[:count], judged.relevant[which], judged.grades[which], same_as)
+  part = place_in_scores(fetch(scores)[:count], judged.relevant[which], judged.grades[which], same_as)
   return part, np.ones(count, bool), np.ones(count)
 
 

@@ -1,7 +1,6 @@
 """The training loop: one for every stage."""
 
 import dataclasses
-import logging
 from pathlib import Path
 import time
 
@@ -17,6 +16,7 @@ from diffgr_jax.parallel.mesh import batch_shards, make_mesh
 from diffgr_jax.parallel.preemption import Preempted, notice_of_preemption
 from diffgr_jax.parallel.rules import replicated, shard_batch
 from diffgr_jax.training.checkpoint import Checkpoints, Position, abstract_state
+from diffgr_jax.training.host_log import LOGGER
 from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite, recorded_seconds
 from diffgr_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffgr_jax.training.options import Config, check_batch, check_config
@@ -94,7 +94,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   else:
     state, position = checkpoints.restore(last_saved, abstract_state(state, shardings), position)
     skip_to(iterator, position.examples, config.batch_size)
-    logging.info("resumed %s at step %d", workdir, last_saved)
+    LOGGER.info("goes on from checkpoint %d, example %d", last_saved, position.examples)
 
   # --- train ---
   start = int(state.step)
@@ -134,6 +134,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
           examples = examples_taken(iterator, config.batch_size)
           checkpoints.save(step, state, dataclasses.replace(position, examples=examples), watched)
           last_saved = step
+          LOGGER.info("saving step %d, example %d", step, examples)
         if told_to_leave:
           checkpoints.wait()
           raise Preempted(f"preempted at step {step}, which is saved: start again with the same --workdir to go on")
