@@ -1,8 +1,8 @@
 """The training command with a fault built in, and a record of what it trained on: the pod of pod_test.py runs it.
 
-    FAULT=kill:1:7    process 1 kills itself (SIGKILL) in step 7, behind the others' backs: they wait in a collective
-    FAULT=term:0:5    process 0 has the launcher told (SIGTERM) in step 5; steps are slow from there on
-    SEEN=DIR          process I appends to DIR/seen_I.jsonl: step, row of the global batch, checksum of the row
+FAULT=kill:1:7    process 1 kills itself (SIGKILL) in step 7, behind the others' backs: they wait in a collective
+FAULT=term:0:5    process 0 has the launcher told (SIGTERM) in step 5; steps are slow from there on
+SEEN=DIR          process I appends to DIR/seen_I.jsonl: step, row of the global batch, checksum of the row
 """
 
 import json

@@ -6,7 +6,6 @@ others must come to: the same examples at the same steps, the same bits on the s
 
 import json
 import os
-from pathlib import Path
 import re
 import shutil
 import subprocess
@@ -20,13 +19,13 @@ import pytest
 from diffgr_jax.training.checkpoint import restore_params
 from diffgr_jax.training.run import open_run
 
-STEPS, EVERY, KILLED_IN, TOLD_IN = 14, 4, 7, 6
-GRACE, LIMIT = 15, 240  # seconds for the survivors of a failure; for any run at all
+STEPS, EVERY, KILLED_IN, TOLD_IN = 14, 5, 7, 7
+GRACE, LIMIT = 15, 420  # seconds for the survivors of a failure; for any run at all
 FLAGS = [
   "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=2", "--config.d_ff=16",
   "--config.vocab_size=360", "--config.prompt_length=12", "--config.batch_size=16", "--config.warmup_steps=1",
   f"--config.checkpoint_every={EVERY}", "--config.start=random", "--config.eval_every=0", "--config.log_every=1",
-  "--config.eval_splits=('valid',)", "--config.document_weight=0.0", "--config.mesh.data=2", "--config.mesh.fsdp=4",
+  "--config.eval_splits=('valid',)", "--config.document_weight=0.0", "--config.mesh.data=1", "--config.mesh.fsdp=8",
 ]  # fmt: skip
 
 
@@ -38,7 +37,7 @@ def pod(folder, corpus, *, processes=2, fault=""):
     "FAULT": fault,
     "SEEN": str(folder),
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-    "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled"),
+    "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder.parent / "compiled")),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   for old in folder.glob("seen_*.jsonl"):
@@ -107,78 +106,64 @@ def killed(jobs, corpus_folder, whole):
 
 
 @pytest.fixture(scope="module")
-def told(jobs, corpus_folder, whole):
-  """A job that was told to leave."""
-  folder = jobs / "told"
-  folder.mkdir()
+def told(killed, corpus_folder):
+  """The same job, started again and then told to leave."""
+  folder = copy_of(killed[0], "told")
   return folder, pod(folder, corpus_folder, fault=f"term:0:{TOLD_IN}")
+
+
+def newest_of(folder):
+  return max((folder / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+
+
+def newest_of_others(folder, one):
+  return max(int(path.name) for path in (folder / "run" / "checkpoints").iterdir() if path != one)
 
 
 def test_a_killed_process_ends_the_job_soon_and_clearly(killed):
   _, (code, output, seconds, seen) = killed
-  assert code in (137, 1, 134), output  # of the killed one, or of the survivor whose connection broke first
-  assert "process 1 of 2 was killed by signal 9" in output or "local_pod: process" in output
-  assert f"the job ended with exit code {code}" in output
-  assert "start it again to go on from its last checkpoint" in output
+  assert code not in (0, 75), output
+  assert re.search(r"local_pod: process \d of 2 (was killed by signal [69]|failed with exit code 1)", output)
+  assert f"the job ended with exit code {code}; start it again to go on from its last checkpoint" in output
   assert max(step for step, _ in seen) == KILLED_IN
-  assert seconds < LIMIT - 60
+  assert seconds < LIMIT
 
 
-def test_started_again_it_ends_as_if_nothing_had_been(killed, corpus_folder, whole):
-  folder, first = killed
-  folder = copy_of(folder, "killed_again")
-  code, output, _, seen = pod(folder, corpus_folder)
-  assert code == 0, output
-  assert min(step for step, _ in seen) == EVERY + 1
-  # What counts is what the kept steps were trained on: those up to the checkpoint, and all after it.
-  assert of_steps(first[3], 1, EVERY) | seen == whole[1]
-  assert_same_bits(final_params(folder), whole[0])
-
-
-def test_started_again_as_four_processes_it_sees_the_same_examples(killed, corpus_folder, whole):
-  folder, first = killed
-  folder = copy_of(folder, "killed_as_four")
-  code, output, _, seen = pod(folder, corpus_folder, processes=4)
-  assert code == 0, output
-  assert of_steps(first[3], 1, EVERY) | seen == whole[1]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), final_params(folder), whole[0])
-
-
-def test_told_to_leave_all_save_one_step_and_have_their_own_exit_code(told):
+def test_started_again_and_told_to_leave_all_save_one_step_and_exit_by_their_own_code(killed, told, whole):
   folder, (code, output, _, seen) = told
   assert code == 75, output
-  kept = max(int(path.name) for path in (folder / "run" / "checkpoints").iterdir())
+  kept = int(newest_of(folder).name)
   assert TOLD_IN <= kept < STEPS
-  assert max(step for step, _ in seen) == kept
   assert f"preempted at step {kept}, which is saved" in output
   for process in range(2):
     assert "Preempted" in (folder / "run" / "logs" / f"process_{process}.log").read_text()
+  # What counts is what the kept steps were trained on: of the killed job those up to its checkpoint.
+  first = killed[1][3]
+  assert of_steps(first, 1, EVERY) | seen == of_steps(whole[1], 1, kept)
+  assert min(step for step, _ in seen) == EVERY + 1
 
 
-def test_after_leaving_it_goes_on_from_that_very_step(told, corpus_folder, whole):
-  folder, first = told
-  folder = copy_of(folder, "told_again")
+def test_after_all_that_it_ends_with_the_bits_of_the_run_that_was_never_broken_off(killed, told, corpus_folder, whole):
+  folder = copy_of(told[0], "to_the_end")
   code, output, _, seen = pod(folder, corpus_folder)
   assert code == 0, output
-  assert not seen.keys() & first[3].keys()
-  assert first[3] | seen == whole[1]
+  assert not seen.keys() & told[1][3].keys()  # no example twice
+  assert of_steps(killed[1][3], 1, EVERY) | told[1][3] | seen == whole[1]  # and none skipped
   assert_same_bits(final_params(folder), whole[0])
 
 
-def test_a_truncated_newest_checkpoint_is_named_and_passed_over(told, corpus_folder, whole):
-  folder, first = told
-  folder = copy_of(folder, "told_and_damaged")
-  newest = max((folder / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+def test_with_its_newest_checkpoint_truncated_it_goes_on_as_four_processes_from_the_one_before(
+  killed, told, corpus_folder, whole
+):
+  folder = copy_of(told[0], "as_four")
+  newest = newest_of(folder)
   largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
   largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-  code, output, _, seen = pod(folder, corpus_folder)
+  before = newest_of_others(folder, newest)
+  code, output, _, seen = pod(folder, corpus_folder, processes=4)
   assert code == 0, output
   assert re.search(rf"checkpoint {newest.name} is damaged \(.* bytes instead of \d+\): moved to .*damaged", output)
-  goes_on = min(step for step, _ in seen)
-  assert goes_on == int(newest.name) // EVERY * EVERY + 1 or goes_on == EVERY + 1
-  assert of_steps(first[3], 1, goes_on - 1) | seen == whole[1]
-  assert_same_bits(final_params(folder), whole[0])
-
-
-def test_the_scripts_of_a_pod_are_where_this_test_looks_for_them():
-  assert Path("launch/local_pod.sh").stat().st_mode & 0o111
+  assert min(step for step, _ in seen) == before + 1
+  assert of_steps(whole[1], before + 1) == seen
+  # Another layout adds up in another order; Adam divides by the root of tiny moments, which shows more of it.
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), final_params(folder), whole[0])
