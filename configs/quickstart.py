@@ -112,7 +112,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.log_every = 50
   config.eval_every = 500  # one-pass Hit@1 and MRR of the validation queries; 0: never
   config.checkpoint_every = 500
-  config.keep_checkpoints = 2
+  config.keep_checkpoints = 2  # the newest so many stay
+  config.keep_every = 0  # checkpoints of every so many steps stay for good; 0: none
+  config.keep_best = 0  # the best so many by best_metric stay; 0: none
+  config.best_metric = "valid MRR@100"  # valid MRR@100 | valid Hit@1; checkpoints of steps with an evaluation have it
 
   # Evaluation at the end.
   config.eval_splits = ("valid", "test")

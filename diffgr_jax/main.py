@@ -1,15 +1,22 @@
 """Trains and evaluates what a config describes: `python -m diffgr_jax.main --config=FILE.py --workdir=DIR`.
 
-Started again on the same workdir, it goes on from the last checkpoint.
+Started again on the same workdir, it goes on from the last checkpoint. On several hosts the same command is started on
+each (launch/): see --pod. Exit codes: 0 done, 1 a mistake or a failure, 75 told to leave by SIGTERM, and saved.
 """
 
+import os
 from pathlib import Path
+import sys
 
 from absl import flags
+import jax
 from ml_collections import config_flags
 
 from diffgr_jax import cli
 from diffgr_jax.evaluation.report import evaluate_run, print_report
+from diffgr_jax.parallel.distributed import initialize, pod_settings
+from diffgr_jax.parallel.preemption import EXIT_CODE, Preempted
+from diffgr_jax.training.host_log import host_log
 from diffgr_jax.training.loop import train_and_evaluate
 from diffgr_jax.training.run import Run, load_data
 from diffgr_jax.viz.worked import show_worked_queries
@@ -17,15 +24,37 @@ from diffgr_jax.viz.worked import show_worked_queries
 _CONFIG = config_flags.DEFINE_config_file("config", None, "what to train; FILE.py:key=value,...")
 flags.mark_flag_as_required("config")
 _WORKDIR = flags.DEFINE_string("workdir", "workdir", "where data, checkpoints, metrics and results go")
+_POD = flags.DEFINE_bool("pod", False, "one of several hosts, which JAX finds (Cloud TPU, GKE, Slurm)")
+_COORDINATOR = flags.DEFINE_string("coordinator_address", "", "HOST:PORT of process 0, where JAX cannot find it")
+_PROCESSES = flags.DEFINE_string("num_processes", "", "of the job; with --pod: as many as there must be")
+_PROCESS = flags.DEFINE_string("process_id", "", "which of them this is, from 0")
 
 
-def main(_) -> None:
+def main(_) -> int | None:
   config, workdir = _CONFIG.value, Path(_WORKDIR.value)
-  run, state = train_and_evaluate(config, workdir)
+  settings = pod_settings(
+    pod=_POD.value,
+    coordinator_address=_COORDINATOR.value,
+    num_processes=_PROCESSES.value,
+    process_id=_PROCESS.value,
+    environ=os.environ,
+  )
+  initialize(settings)
+  with host_log(workdir):
+    try:
+      run, state = train_and_evaluate(config, workdir)
+    except Preempted as told:
+      print(told, file=sys.stderr)
+      return EXIT_CODE
+  if jax.process_count() > 1:  # evaluation is a program of one process
+    if jax.process_index() == 0:
+      print(f"trained to step {int(state.step)}; evaluate with python -m diffgr_jax.evaluate --workdir={workdir}")
+    return None
   out = workdir / "results.json"
   print_report(evaluate_run(run, state.params, step=int(state.step), out=out), out)
   if drawn := show_worked_queries(run, state.params, _worked_queries(run), workdir / "denoising.png"):
     print(f"\npicture: {drawn}")
+  return None
 
 
 def _worked_queries(run: Run) -> list[tuple[str, tuple[str, ...]]]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import bm25s
 from jaxtyping import Float
 import numpy as np
 import scipy.sparse
@@ -76,6 +75,8 @@ def document_tokens(titles: Sequence[str], texts: Sequence[str]) -> list[list[st
 
 def tokenize(texts: Sequence[str]) -> list[list[str]]:
   """Lower-cased words of two letters or more, without English stop words, stemmed (Snowball)."""
+  import bm25s  # takes hold of a device when it is imported: see evaluation/baselines.py
+
   stemmer = Stemmer.Stemmer("english")
   rows = bm25s.tokenize(list(texts), stopwords="english", stemmer=stemmer, return_ids=False, show_progress=False)
   return cast(list[list[str]], rows)  # words, because return_ids is False

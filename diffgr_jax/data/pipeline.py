@@ -1,12 +1,13 @@
 """From a collection to batches of the DocID stage, by grain.
 
     documents --shuffle--repeat--random span----\\
-    train queries --shuffle--repeat--a document--- mix by weight -- every k-th to process k -- batch
+    train queries --shuffle--repeat--a document--- mix by weight -- batches -- the rows of this process
     documents --shuffle--repeat--pseudo-query---/
 
 Each source goes over all of its elements once an epoch, in an order of that epoch, forever. Example i of the mixture is
-a function of the seed and i alone: the position in the stream is the whole state, resuming is exact, and k processes
-that take every k-th example see together what one would.
+a function of the seed and i alone, and row r of batch n is example n * batch_size + r, whichever process makes it. So
+the position of the stream is one number, the examples that all processes together have taken (`examples_taken`), and
+any number of processes goes on from it (`skip_to`) with the same batches.
 
 A batch is {"prompt": Int32[B, P], "docid": Int32[B, L], "doc_index": Int32[B], "asked": Bool[B]}; `asked`: the prompt
 is a query of the training set. A prompt is padded at the left:
@@ -45,8 +46,7 @@ def make_train_iterator(
   seed: int,
   train_split: str = "train",
   word_dropout: float = 0.1,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | np.ndarray | None = None,
   num_threads: int = 1,
 ) -> grain.DatasetIterator:
   """Returns an endless iterator of batches, with get_state and set_state.
@@ -55,23 +55,23 @@ def make_train_iterator(
     collection: the corpus and its queries.
     vocab: encodes them.
     index: the DocIDs of the same corpus.
-    batch_size: the examples of one batch over all processes; this process gets its part.
+    batch_size: the examples of one batch over all processes.
     prompt_length: P.
     mixture: weights of the sources "indexing" (a random span of a document), "queries" (a query of `train_split`) and
       "pseudo" (a sentence or short span of a document, words dropped). A source with weight 0 is not used.
     seed: decides order and draws.
     train_split: the split of training queries.
     word_dropout: the share of words that a pseudo-query loses.
-    process_index: which process this is.
-    process_count: how many there are.
+    rows: the rows of a batch that this process makes, ascending; None: all.
     num_threads: threads that make examples ahead of time; it does not change them.
 
   Raises:
-    ValueError: an unknown or empty source, weights that are no weights, a batch that the processes cannot share
-      equally, a prompt too short, or a corpus whose documents are not those of the index.
+    ValueError: an unknown or empty source, weights that are no weights, rows that a batch does not have, a prompt too
+      short, or a corpus whose documents are not those of the index.
   """
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(f"batch_size {batch_size} must be a positive multiple of the {process_count} processes")
+  own_rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+  if not len(own_rows) or own_rows.min() < 0 or own_rows.max() >= batch_size:
+    raise ValueError(f"rows are some of the {batch_size} of a batch, not {own_rows.tolist()}")
   _check_prompt_length(prompt_length)
   if tuple(document.doc_id for document in collection.documents) != index.doc_ids:
     raise ValueError("the DocID index is not of this corpus: their document ids differ; build the index anew")
@@ -92,8 +92,8 @@ def make_train_iterator(
     _make_source(*drawers[name], functools.partial(to_example, asked=name == "queries"), seed, SOURCES.index(name))
     for name in weights
   ]
-  own = grain.MapDataset.mix(sources, weights=list(weights.values()))[process_index::process_count]
-  batches = own.batch(batch_size // process_count, batch_fn=_stack)
+  mixture_of_all = grain.MapDataset.mix(sources, weights=list(weights.values()))
+  batches = _RowsOfBatches(mixture_of_all, own_rows, batch_size).batch(len(own_rows), batch_fn=_stack)
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, 2 * num_threads))
   return iter(batches.to_iter_dataset(options))
 
@@ -102,6 +102,22 @@ def asked_documents(collection: Collection, train_split: str = "train") -> Bool[
   """Which documents some training query asks for."""
   asked = {doc_id for query in collection.queries.get(train_split, ()) for doc_id in query.doc_ids}
   return np.asarray([document.doc_id in asked for document in collection.documents], bool)
+
+
+def examples_taken(iterator: grain.DatasetIterator, batch_size: int) -> int:
+  """The position of a stream: examples that all processes together have taken, what is read ahead left out."""
+  return int(iterator.get_state()["next_index"]) * batch_size
+
+
+def skip_to(iterator: grain.DatasetIterator, examples: int, batch_size: int) -> None:
+  """Moves a stream to a position, whatever number of processes came to it.
+
+  Raises:
+    ValueError: a position inside a batch.
+  """
+  if examples < 0 or examples % batch_size:
+    raise ValueError(f"a stream of batches of {batch_size} has no position {examples}: it stands between batches")
+  iterator.set_state({"next_index": examples // batch_size})
 
 
 def encode_prompts(texts: Sequence[str], vocab: Vocabulary, prompt_length: int) -> Int32[np.ndarray, "B P"]:
@@ -124,6 +140,21 @@ def frame_prompt(pieces: Sequence[int] | np.ndarray, vocab: Vocabulary, prompt_l
 
 
 # --- sources ---
+
+
+class _RowsOfBatches(grain.MapDataset[Example]):
+  """Of every `batch_size` examples in turn those at `rows`."""
+
+  def __init__(self, parent: grain.MapDataset[Example], rows: np.ndarray, batch_size: int):
+    super().__init__(parent)
+    self._rows, self._batch_size = rows, batch_size
+
+  def __len__(self) -> int:
+    return len(self._parent) // self._batch_size * len(self._rows)
+
+  def __getitem__(self, index):
+    batch, row = divmod(index, len(self._rows))
+    return self._parent[batch * self._batch_size + int(self._rows[row])]
 
 
 def _make_source(

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 import time
 
-import bm25s
 from jaxtyping import Float, Int
 import numpy as np
 
@@ -56,6 +55,8 @@ def bm25(
   Raises:
     ValueError: no queries, a collection without words, titles and texts that are not parallel, or k below 1.
   """
+  import bm25s  # takes hold of a device when it is imported: a job of several processes must have met before
+
   _check(queries, k)
   start = time.perf_counter()
   index = bm25s.BM25(k1=k1, b=b)

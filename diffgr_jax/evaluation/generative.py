@@ -39,6 +39,7 @@ from diffgr_jax.evaluation.retrieval import (
   retrieval_metrics,
   shared_identifiers,
 )
+from diffgr_jax.parallel.distributed import fetch
 from diffgr_jax.parallel.rules import split_of
 from diffgr_jax.training.options import AUTOREGRESSIVE
 from diffgr_jax.training.run import Run
@@ -207,7 +208,7 @@ def _place_one_pass(run, params, index, method, same_as, prompts, judged, which)
     mask_id=run.mask_id,
   )
   count = which.stop - which.start
-  part = place_in_scores(np.asarray(scores)[:count], judged.relevant[which], judged.grades[which], same_as)
+  part = place_in_scores(fetch(scores)[:count], judged.relevant[which], judged.grades[which], same_as)
   return part, np.ones(count, bool), np.ones(count)
 
 
@@ -228,9 +229,9 @@ def _place_topk(run, params, index, method, same_as, prompts, judged, which):
   )
   count = which.stop - which.start
   scores = np.empty((len(prompts), len(codes)), np.float32)
-  np.put_along_axis(scores, np.asarray(ranked.document), np.asarray(ranked.log_probability), axis=1)
+  np.put_along_axis(scores, fetch(ranked.document), fetch(ranked.log_probability), axis=1)
   part = place_in_scores(scores[:count], judged.relevant[which], judged.grades[which], same_as)
-  return part, np.ones(count, bool), np.asarray(ranked.canvases)[:count]
+  return part, np.ones(count, bool), fetch(ranked.canvases)[:count]
 
 
 def _place_beams(run, params, trie, method, prompts, judged, which):
@@ -239,7 +240,7 @@ def _place_beams(run, params, trie, method, prompts, judged, which):
   beams = decode_beams(
     params, prompts, prompts != run.vocab.pad_id, run.banned, trie, config=run.model, width=width, renormalise=True
   )
-  found, scores = np.asarray(beams.document)[:count], np.asarray(beams.score)[:count]
+  found, scores = fetch(beams.document)[:count], fetch(beams.score)[:count]
   part = place_in_ranking(*_spread(found, scores, trie.leaf), judged.relevant[which], judged.grades[which])
   return part, np.ones(count, bool), np.full(count, 1 + (trie.depth - 1) * width)
 

@@ -1,7 +1,6 @@
 """The training loop: one for every stage."""
 
 import dataclasses
-import logging
 from pathlib import Path
 import time
 
@@ -9,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffgr_jax.data.pipeline import asked_documents, make_train_iterator
+from diffgr_jax.data.pipeline import asked_documents, examples_taken, make_train_iterator, skip_to
 from diffgr_jax.data.records import Collection
 from diffgr_jax.evaluation.generative import quick_metrics
+from diffgr_jax.parallel.distributed import process_rows
 from diffgr_jax.parallel.mesh import batch_shards, make_mesh
+from diffgr_jax.parallel.preemption import Preempted, notice_of_preemption
 from diffgr_jax.parallel.rules import replicated, shard_batch
-from diffgr_jax.training.checkpoint import Checkpoints, abstract_state
+from diffgr_jax.training.checkpoint import Checkpoints, Position, abstract_state
+from diffgr_jax.training.host_log import LOGGER
 from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite, recorded_seconds
 from diffgr_jax.training.optimizer import optimizer_of
 from diffgr_jax.training.options import Config, check_batch, check_config, check_mesh
@@ -36,6 +38,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   Raises:
     ValueError: a config, a corpus or a mesh that cannot work; one line that names the field.
     NonFiniteLoss: the loss or its gradient is NaN or infinite; names the step and the last good checkpoint.
+    Preempted: the process (any process of the job) was told to end by SIGTERM, and has saved.
   """
   workdir = Path(workdir)
   check_config(config)
@@ -52,8 +55,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     prompt_length=config.prompt_length,
     mixture=_usable_mixture(config.mixture.to_dict(), collection),
     seed=config.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=process_rows(mesh, config.batch_size),
   )
   # Only the document-level term reads the index in a step.
   index = run.device_index() | {"asked": jnp.asarray(asked_documents(collection))} if config.document_weight else {}
@@ -66,14 +68,22 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   state = create_state(run.model, optimizer, shardings, config.seed)
 
   # --- resume, or start ---
-  checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+  checkpoints = Checkpoints(
+    workdir,
+    keep=config.keep_checkpoints,
+    keep_every=config.keep_every,
+    keep_best=config.keep_best,
+    best_metric=config.best_metric,
+  )
+  position = Position.of(0, config.batch_size, config.seed)
   last_saved = checkpoints.latest()
   if last_saved is None:
     params = starting_params(state.params, config, run.model, run.vocab, run.docid_tokens, collection, shardings.params)
     state = dataclasses.replace(state, params=params)
   else:
-    state = checkpoints.restore(last_saved, abstract_state(state, shardings), iterator)
-    logging.info("resumed %s at step %d", workdir, last_saved)
+    state, position = checkpoints.restore(last_saved, abstract_state(state, shardings), position)
+    skip_to(iterator, position.examples, config.batch_size)
+    LOGGER.info("goes on from checkpoint %d, example %d", last_saved, position.examples)
 
   # --- train ---
   start = int(state.step)
@@ -91,25 +101,33 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
       writer.write(step, metrics)
 
   try:
-    for step in range(start + 1, config.steps + 1):
-      batch = shard_batch(next(iterator), mesh)
-      with jax.set_mesh(mesh):
-        state, metrics = train_step(
-          state, batch, index, seed, stage=stage, optimizer=optimizer, microbatches=config.microbatches
-        )
-      if pending is not None:
-        report(*pending)  # one step late: the device is already at work on this one
-      pending = (step, metrics)
-      at_save = step % config.checkpoint_every == 0 or step == config.steps
-      at_eval = config.eval_every and step % config.eval_every == 0
-      if at_save or at_eval:
-        report(*pending)  # nothing is kept or measured that has not been seen to be finite
-        pending = None
-      if at_eval and (watched := quick_metrics(run, state.params, collection)):
-        writer.write(step, watched)
-      if at_save:
-        checkpoints.save(step, state, iterator)
-        last_saved = step
+    with notice_of_preemption() as notice:
+      for step in range(start + 1, config.steps + 1):
+        batch = shard_batch(next(iterator), mesh)
+        with jax.set_mesh(mesh):
+          state, metrics = train_step(
+            state, batch, index, seed, stage=stage, optimizer=optimizer, microbatches=config.microbatches
+          )
+        if pending is not None:
+          report(*pending)  # one step late: the device is already at work on this one
+        pending = (step, metrics)
+        told_to_leave = notice.reached(step) and step < config.steps
+        at_save = step % config.checkpoint_every == 0 or step == config.steps or told_to_leave
+        at_eval = config.eval_every and step % config.eval_every == 0 and not told_to_leave
+        if at_save or at_eval:
+          report(*pending)  # nothing is kept or measured that has not been seen to be finite
+          pending = None
+        watched = quick_metrics(run, state.params, collection) if at_eval else {}
+        if watched:
+          writer.write(step, watched)
+        if at_save:
+          examples = examples_taken(iterator, config.batch_size)
+          checkpoints.save(step, state, dataclasses.replace(position, examples=examples), watched)
+          last_saved = step
+          LOGGER.info("saving step %d, example %d", step, examples)
+        if told_to_leave:
+          checkpoints.wait()
+          raise Preempted(f"preempted at step {step}, which is saved: start again with the same --workdir to go on")
   finally:
     progress.close()
     writer.close()

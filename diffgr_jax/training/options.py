@@ -30,13 +30,14 @@ _CHOICES = {
   "pattern": ("bidirectional", "prefix"),
   "policy": tuple(POLICIES),
   "topk_policy": ("random", "confidence", "margin", "entropy", "sequential"),
+  "best_metric": ("valid MRR@100", "valid Hit@1"),
 }
 _AT_LEAST = {
   "batch_size": 1, "microbatches": 1, "steps": 1, "warmup_steps": 0, "prompt_length": 4, "canvas_length": 0,
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
   "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "prior_weight": 0,
   "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
-  "topk_steps": 0, "topk_beam": 1, "topk_commit": 1, "lora_rank": 0,
+  "topk_steps": 0, "topk_beam": 1, "topk_commit": 1, "lora_rank": 0, "keep_every": 0, "keep_best": 0,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
 _SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate", "label_smoothing")
@@ -80,6 +81,16 @@ def check_config(config: Config) -> None:
     raise ValueError(
       "config.docid_levels and config.docid_codes are both 0 (no DocID code rows) or both above it, not"
       f" {config.docid_levels} and {config.docid_codes}"
+    )
+  if config.keep_every % config.checkpoint_every:
+    raise ValueError(
+      f"config.keep_every ({config.keep_every}) must be a multiple of config.checkpoint_every"
+      f" ({config.checkpoint_every}): other steps are not saved"
+    )
+  if config.keep_best and (not config.eval_every or config.checkpoint_every % config.eval_every):
+    raise ValueError(
+      f"config.keep_best needs an evaluation at every checkpoint: checkpoint_every ({config.checkpoint_every}) must be"
+      f" a multiple of eval_every ({config.eval_every})"
     )
   make_policy(config.policy, config.threshold)
   make_process(config.process, config.schedule, config.all_masked_fraction)

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 import shutil
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 import ml_collections
@@ -28,6 +29,7 @@ from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
+from diffgr_jax.parallel.distributed import check_shared, in_turn
 from diffgr_jax.parallel.rules import DECODE_RULES, Rules, frozen_rules
 from diffgr_jax.stages.docid import DocIdStage
 from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, Config, lora_fields, transformer_config
@@ -35,10 +37,10 @@ from diffgr_jax.training.start import check_code_head, pretrained_folder, pretra
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
-  "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "decode_rules",
-  "attention", "microbatches", "remat", "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask",
-  "eval_batch_size", "eval_splits", "ce_chunk", "show_queries", "dense", "nelbo_queries", "topk_steps", "topk_beam",
-  "topk_commit", "topk_policy", "beam_widths",
+  "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "best_metric",
+  "mesh", "rules", "decode_rules", "attention", "microbatches", "remat", "data_dir", "dataset_path", "decode_steps",
+  "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "ce_chunk", "show_queries", "dense",
+  "nelbo_queries", "topk_steps", "topk_beam", "topk_commit", "topk_policy", "beam_widths",
 }  # fmt: skip
 
 # What a field was before it existed.
@@ -49,6 +51,7 @@ _OLDER = {
   "pattern": "bidirectional", "code_head": False, "spare_unasked": False,
   "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": (),
   "topk_steps": 0, "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
+  "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
@@ -179,10 +182,19 @@ def load_data(config: Config, workdir: Path) -> Collection:
 def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   """Builds (or, in a workdir that has them, reads) the vocabulary and the DocIDs, and returns them with the data.
 
+  In a job of several processes the first builds and writes, the others read.
+
   Raises:
     ValueError: the workdir belongs to a run with another config, or the data has changed since; says which field.
+    FileNotFoundError: the processes do not share the workdir.
   """
-  workdir = Path(workdir)
+  with in_turn("data, vocabulary and DocIDs"):
+    if jax.process_index():
+      check_shared(Path(workdir) / "config.json")
+    return _prepare(config, Path(workdir))
+
+
+def _prepare(config: Config, workdir: Path) -> tuple[Run, Collection]:
   collection = load_data(config, workdir)
   if (workdir / "config.json").exists():
     _check_same_run(config, collection, workdir)

@@ -114,14 +114,31 @@ def test_the_stream_depends_on_the_seed_and_on_nothing_else():
   assert examples(take(stream(reordered), 6)) == a
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_what_one_would_see(processes):
+@pytest.mark.parametrize("shares", [[[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 4], [1, 5], [2, 6], [3, 7]], [[0], range(1, 8)]])
+def test_processes_make_the_rows_of_what_one_would_make(shares):
   together = take(stream(ALL, batch_size=8), 5)
-  parts = [take(stream(ALL, batch_size=8, process_index=i, process_count=processes), 5) for i in range(processes)]
-  for step, batch in enumerate(together):
-    shares = [part[step] for part in parts]
-    assert all(len(share["doc_index"]) == 8 // processes for share in shares)
-    assert sorted(examples(shares)) == sorted(examples([batch]))
+  for rows in shares:
+    for whole, share in zip(together, take(stream(ALL, batch_size=8, rows=rows), 5), strict=True):
+      for name in whole:
+        np.testing.assert_array_equal(share[name], whole[name][list(rows)])
+
+
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 4), (4, 1)])
+def test_any_number_of_processes_goes_on_from_a_position(before, after):
+  split = lambda processes: np.split(np.arange(8), processes)
+  first = [stream(ALL, batch_size=8, rows=rows, num_threads=2) for rows in split(before)]
+  for part in first:
+    take(part, 3)
+  positions = {pipeline.examples_taken(part, 8) for part in first}
+  assert positions == {24}
+  resumed = [stream(ALL, batch_size=8, rows=rows) for rows in split(after)]
+  for part in resumed:
+    pipeline.skip_to(part, 24, 8)
+  parts = [take(part, 2) for part in resumed]
+  for step, batch in enumerate(take(stream(ALL, batch_size=8), 5)[3:]):
+    assert [x for part in parts for x in examples([part[step]])] == examples([batch])
+  with pytest.raises(ValueError, match="has no position 20"):
+    pipeline.skip_to(resumed[0], 20, 8)
 
 
 def test_weights_are_shares():
@@ -148,7 +165,7 @@ def test_a_collection_without_training_queries_trains_on_the_rest():
     ({"mixture": {"indexing": float("nan")}}, "not nan"),
     ({"mixture": {"indexing": 0.0}}, "gives no source a weight"),
     ({"mixture": {}}, "gives no source a weight"),
-    ({"mixture": ALL, "batch_size": 5, "process_count": 2}, "multiple of the 2 processes"),
+    ({"mixture": ALL, "batch_size": 4, "rows": [2, 4]}, r"rows are some of the 4 of a batch, not \[2, 4\]"),
     ({"mixture": ALL, "prompt_length": 2}, "prompt_length 2 is too short"),
     ({"mixture": ALL, "train_split": "test"}, r"split 'test' \(splits: train\)"),
   ],

@@ -34,7 +34,9 @@ def test_pairs_are_the_ones_of_the_mask(pattern, length, block):
     layout = two_stream_layout(layout)
   if pattern.startswith("prefix"):  # the canvas is as long as a block
     layout = dataclasses.replace(layout, noisy=jnp.arange(length)[None] >= length - block)
-  assert attention_pairs(length, pattern, block, canvas=min(block, length)) == int(attention_mask(pattern, layout, layout, block).sum())
+  assert attention_pairs(length, pattern, block, canvas=min(block, length)) == int(
+    attention_mask(pattern, layout, layout, block).sum()
+  )
 
 
 def traced_flops(jaxpr, times=1):
