@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffgr_jax.data.pipeline import make_train_iterator
+from diffgr_jax.data.pseudo_queries import read_generated
 from diffgr_jax.data.records import Collection
 from diffgr_jax.evaluation.generative import quick_metrics
 from diffgr_jax.parallel.mesh import batch_shards, make_mesh
@@ -54,6 +55,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     seed=config.seed,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    generated=_generated_queries(config, run),
   )
   index = jax.device_put(run.device_index(), replicated(mesh))
 
@@ -126,6 +128,17 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     checkpoints.wait()
     checkpoints.close()
   return run, state
+
+
+def _generated_queries(config: Config, run: Run) -> list[list[str]]:
+  """What config.pseudo_queries names, by document; nothing where pseudo-queries are sentences and spans."""
+  if config.pseudo_queries == "spans":
+    return []
+  queries, skipped = read_generated(config.pseudo_queries, run.index.doc_ids, config.on_bad_row)
+  having = sum(map(bool, queries))
+  left_out = "".join(f", {count} skipped ({kind})" for kind, count in sorted(skipped.items()))
+  print(f"{config.pseudo_queries}: queries for {having} of {len(queries)} documents{left_out}", flush=True)
+  return queries
 
 
 def _usable_mixture(mixture: dict[str, float], collection: Collection) -> dict[str, float]:

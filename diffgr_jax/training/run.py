@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 import ml_collections
 
-from diffgr_jax.data.collection import load_collection
+from diffgr_jax.data.collection import Selection, load_collection
 from diffgr_jax.data.pretrained_vocab import pretrained_vocabulary
 from diffgr_jax.data.records import Collection, Document
 from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
@@ -34,13 +34,15 @@ from diffgr_jax.training.start import pretrained_folder, pretrained_model
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
-  "data_dir", "dataset_path", "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits",
-  "ce_chunk", "show_queries", "dense", "nelbo_queries",
+  "data_dir", "dataset_path", "dataset_manifest", "decode_steps", "policy", "threshold", "remask", "eval_batch_size",
+  "eval_splits", "ce_chunk", "show_queries", "dense", "nelbo_queries",
 }  # fmt: skip
 
 # What a field was before it existed.
 _OLDER = {
   "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
+  "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",
+  "pseudo_queries": "spans",
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
@@ -115,7 +117,9 @@ class Run:
 def load_data(config: Config, workdir: Path) -> Collection:
   """The collection that the config names, built on the first call."""
   data_dir = config.data_dir or str(Path(workdir) / "data")
-  return load_collection(config.dataset, path=config.dataset_path, data_dir=data_dir, on_bad_row=config.on_bad_row)
+  selection = Selection(config.dataset_words, config.dataset_limit, config.dataset_part, config.dataset_manifest)
+  how = dict(path=config.dataset_path, data_dir=data_dir, on_bad_row=config.on_bad_row, selection=selection)
+  return load_collection(config.dataset, **how)
 
 
 def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
