@@ -237,12 +237,14 @@ def results_record(
   seeds: Mapping[str, int],
   metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
   settings: Mapping[str, object] | None = None,
+  exposure: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]] | None = None,
 ) -> dict[str, object]:
   """The content of a results.json: what was run, with what, where, and what came out.
 
       {"command": "...", "status": "measured", "seeds": {...}, "settings": {...},
        "versions": {"python": ..., "jax": ..., ...}, "machine": {"platform": ..., "processor": ..., "cpus": 2},
-       "metrics": {split: {method: {"Hit@1": 0.5, "queries": 411, ...}}}}
+       "metrics": {split: {method: {"Hit@1": 0.5, "queries": 411, ...}}},
+       "exposure": {split: {"unseen": {method: {...}}, "seen": ..., "0": ..., "1": ..., "2-4": ..., "5+": ...}}}
 
   Args:
     command: as it was typed.
@@ -250,6 +252,7 @@ def results_record(
     seeds: of what was random, by name.
     metrics: figures by split and method.
     settings: what else is needed to read the figures: batch sizes, counting rules, content hashes of the data.
+    exposure: figures by split, training questions of the document (`exposure.exposure_figures`) and method.
 
   Raises:
     ValueError: another status, or a figure that is not finite (JSON has no NaN).
@@ -279,6 +282,7 @@ def results_record(
       }
       for split, methods in metrics.items()
     },
+    "exposure": dict(exposure or {}),
   }
 
 

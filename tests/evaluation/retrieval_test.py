@@ -210,7 +210,7 @@ def test_a_results_record_survives_json_and_says_where_it_was_made():
   assert record["metrics"] == {"test": {"BM25": {"Hit@1": 0.5, "queries": 4}}}
   assert record["versions"]["numpy"] == np.__version__
   assert record["machine"]["cpus"] >= 1
-  assert set(record) == {"command", "status", "seeds", "settings", "versions", "machine", "metrics"}
+  assert set(record) == {"command", "status", "seeds", "settings", "versions", "machine", "metrics", "exposure"}
 
 
 def test_a_results_record_refuses_an_unknown_status_and_nan():
