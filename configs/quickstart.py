@@ -112,6 +112,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # Evaluation at the end.
   config.eval_splits = ("valid", "test")
   config.eval_batch_size = 64
+  config.relevant_grade = 1  # grade from which Hit and MRR count a judged document; for TREC DL: 2
   config.decode_steps = 4  # T of the T-step decodings
   config.policy = "confidence"  # random | confidence | margin | entropy | threshold
   config.threshold = 0.9  # of the threshold policy

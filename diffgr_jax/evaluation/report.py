@@ -113,6 +113,7 @@ def evaluate_run(
       "examples": step * run.config.batch_size,
       "training_minutes": recorded_seconds(run.workdir, step) / 60,
       "batch_size": run.config.eval_batch_size,
+      "relevant_grade": run.config.relevant_grade,
     },
   )
   out.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +202,7 @@ def _evaluate_split(
   per_query: _PerQuery = {}
   for label, ranking in baselines.items():
     placements = place_in_ranking(ranking.indices, ranking.scores, judged.relevant, judged.grades)
-    per_query[label] = retrieval_metrics(placements)
+    per_query[label] = retrieval_metrics(placements, relevant_grade=run.config.relevant_grade)
     rows[label] = means(per_query[label]) | {
       "forwards": _BASELINE_FORWARDS.get(label, 1.0),
       "queries/s": len(judged.texts) / ranking.query_seconds,

@@ -133,17 +133,26 @@ def retrieval_metrics(
   hit_at: Sequence[int] = (1, 10, 100),
   mrr_at: Sequence[int] = (10, 100),
   ndcg_at: Sequence[int] = (10,),
+  relevant_grade: int = 1,
 ) -> dict[str, Float[np.ndarray, "Q"]]:
   """Expected metrics of each query over the random order of ties.
 
   Hit@k: a relevant document stands among the first k. MRR@k: one over the rank of the first relevant document, 0 beyond
   k. nDCG@k: gain = grade, discount 1 / log2(rank + 1), divided by the best order's (the form of trec_eval).
 
+  Args:
+    placements: of the judged documents.
+    hit_at: the k of Hit@k.
+    mrr_at: the k of MRR@k.
+    ndcg_at: the k of nDCG@k.
+    relevant_grade: from which grade a document is relevant to Hit and MRR (TREC DL: 2); a query without such a document
+      has 0. nDCG reads all grades.
+
   Returns:
     'Hit@1', ..., 'MRR@10', ..., 'nDCG@10': one value per query, in the order of the queries.
   """
   largest = max((*hit_at, *mrr_at), default=1)
-  above, miss = _first_group(placements, largest)
+  above, miss = _first_group(_of_grade(placements, relevant_grade), largest)
   metrics = {}
   for k in hit_at:
     metrics[f"Hit@{k}"] = 1.0 - np.take_along_axis(miss, np.clip(k - above, 0, largest)[:, None], axis=1)[:, 0]
@@ -345,6 +354,13 @@ def _count_against(scores, query, pair_score, counted=None):
     above[pairs] = ((rows > own) & keep).sum(axis=1)
     tied[pairs] = ((rows == own) & keep).sum(axis=1)
   return above, tied
+
+
+def _of_grade(placements: Placements, least: int) -> Placements:
+  """The pairs of a grade or a better one."""
+  own = placements.grade >= least
+  pairs = (x[own] for x in (placements.query, placements.above, placements.tied, placements.grade))
+  return Placements(placements.queries, *pairs)
 
 
 def _first_group(placements: Placements, largest: int):

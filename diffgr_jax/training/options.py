@@ -30,7 +30,7 @@ _AT_LEAST = {
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
   "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "prior_weight": 0,
   "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
-  "dataset_words": 0, "dataset_limit": 0,
+  "dataset_words": 0, "dataset_limit": 0, "relevant_grade": 1,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
 _SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate")

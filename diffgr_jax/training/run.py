@@ -35,20 +35,20 @@ from diffgr_jax.training.start import pretrained_folder, pretrained_model
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "mesh", "rules", "microbatches", "remat",
   "data_dir", "dataset_path", "dataset_manifest", "decode_steps", "policy", "threshold", "remask", "eval_batch_size",
-  "eval_splits", "ce_chunk", "show_queries", "dense", "nelbo_queries",
+  "eval_splits", "relevant_grade", "ce_chunk", "show_queries", "dense", "nelbo_queries",
 }  # fmt: skip
 
 # What a field was before it existed.
 _OLDER = {
   "docid": "title", "docid_index": "", "docid_levels": 0, "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
   "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",
-  "pseudo_queries": "spans",
+  "pseudo_queries": "spans", "relevant_grade": 1,
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
-  "eval_batch_size": int, "eval_splits": list, "dense": str, "nelbo_queries": int,
+  "eval_batch_size": int, "eval_splits": list, "relevant_grade": int, "dense": str, "nelbo_queries": int,
 }  # fmt: skip
 
 

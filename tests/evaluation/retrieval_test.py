@@ -126,6 +126,26 @@ def test_grade_zero_is_not_relevant():
     np.testing.assert_array_equal(retrieval.retrieval_metrics(with_zero)[name], values)
 
 
+@pytest.mark.parametrize("least", [2, 3])
+def test_hit_and_mrr_may_count_from_a_higher_grade(least):
+  scores, relevant, grades = tied_problem(9)
+  metrics = retrieval.retrieval_metrics(
+    retrieval.place_in_scores(scores, relevant, grades), HIT_AT, MRR_AT, NDCG_AT, relevant_grade=least
+  )
+  without = 0
+  for q in range(len(scores)):
+    graded = dict(zip(relevant[q], grades[q], strict=True))
+    counted = {document: grade for document, grade in graded.items() if grade >= least}
+    expected = brute_force(scores[q], counted) if counted else {}
+    without += not counted
+    for name in (name for name in metrics if not name.startswith("nDCG")):
+      np.testing.assert_allclose(metrics[name][q], expected.get(name, 0.0), atol=1e-12)
+    for name, value in brute_force(scores[q], graded).items():
+      if name.startswith("nDCG"):
+        np.testing.assert_allclose(metrics[name][q], value, atol=1e-12)
+  assert without > 0 or least == 2
+
+
 @pytest.mark.parametrize(
   "relevant, grades, message",
   [
