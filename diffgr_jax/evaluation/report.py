@@ -152,9 +152,9 @@ def _shown(name: str, figures: Metrics) -> dict[str, object]:
 
 def _by_exposure(name: str, groups: Mapping[str, Mapping[str, Metrics]]) -> dict[str, object]:
   """A row of the printed table by exposure."""
-  return {"method": name} | {
-    f"{group} ({methods[name]['queries']})": methods[name]["Hit@1"] for group, methods in groups.items()
-  }
+  row: dict[str, object] = {"method": name}
+  row |= {f"{group} ({methods[name]['queries']})": methods[name]["Hit@1"] for group, methods in groups.items()}
+  return row
 
 
 def _split_names(run: Run, present: list[str]) -> list[str]:

@@ -38,10 +38,9 @@ def read_records(files: Sequence[str | Path]) -> dict[str, Record]:
     name = file.resolve().parent.name if file.stem == "results" else file.stem
     try:
       record = json.loads(file.read_text(encoding="utf-8"))
-      splits = record["metrics"].values()
-      right = all("queries" in figures for methods in splits for figures in methods.values())
+      right = all("queries" in figures for methods in record["metrics"].values() for figures in methods.values())
     except (ValueError, KeyError, TypeError, AttributeError):
-      right = False
+      record, right = {}, False
     if not right:
       raise ValueError(f"{file} is no results.json of retrieval: metrics by split and method are expected")
     if name in records:
@@ -122,7 +121,7 @@ def draw_scale(
     for size, value in sorted(points):
       by_size.setdefault(size, []).append(value)
     look: dict[str, Any] = dict(color=_colour(i), clip_on=False)
-    axes.plot(by_size.keys(), [sum(values) / len(values) for values in by_size.values()], **look)
+    axes.plot(list(by_size), [sum(values) / len(values) for values in by_size.values()], **look)
     axes.scatter(*zip(*points, strict=True), marker=_MARKERS[i % len(_MARKERS)], label=method, zorder=3, **look)
   axes.set(xscale="log", xlabel=SCALES[scale], ylabel=metric)
   axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])

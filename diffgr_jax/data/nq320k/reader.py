@@ -125,6 +125,6 @@ def _text(page: str, words: int) -> str:
 def _check_annotations(row: dict[str, Any], place: str) -> None:
   """Long answers are not read, but a row whose annotations are none is not of this data set."""
   annotations = row.get("annotations")
-  right = isinstance(annotations, list) and all(isinstance(item, dict) for item in annotations)
-  if not right or not all(isinstance(item.get("long_answer"), dict) for item in annotations):
+  items = annotations if isinstance(annotations, list) else [None]
+  if not all(isinstance(item, dict) and isinstance(item.get("long_answer"), dict) for item in items):
     raise BadRow(place, "no annotations", "'annotations' should be a list of objects with a 'long_answer' object")
