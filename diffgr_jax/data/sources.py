@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import http.client
 import json
+import os
 from pathlib import Path
 import shutil
 import urllib.error
@@ -132,7 +133,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def replace_file(path: Path, text: str) -> None:
   """Writes a file as a whole: whoever reads it sees the old one or the new one."""
-  part = path.with_name(f".{path.name}.part")
+  part = path.with_name(f".{path.name}.{os.getpid()}.part")
   part.write_text(text, encoding="utf-8")
   part.replace(path)
 
