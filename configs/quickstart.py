@@ -39,8 +39,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.seed = int(given.get("seed", 0))
 
   # Data: what is indexed and asked.
-  config.dataset = given.get("dataset", "pydocs")  # pydocs | folder
-  config.dataset_path = given.get("path", "")  # folder: where corpus.jsonl and queries.*.jsonl are
+  config.dataset = given.get("dataset", "pydocs")  # pydocs | folder | nq320k | msmarco
+  # folder: where corpus.jsonl and queries.*.jsonl are; nq320k, msmarco: a folder, a URL, or public (to download)
+  config.dataset_path = given.get("path", "")
+  config.dataset_words = 512  # nq320k, msmarco: words of a text that are kept; 0: all
+  config.dataset_limit = 0  # msmarco: documents of the subset; 0: all
+  config.dataset_part = "documents"  # msmarco: documents | passages
+  config.dataset_manifest = ""  # nq320k, msmarco: a file of sha256sum that the sources must agree with
   config.on_bad_row = "error"  # error | skip (count and report)
   config.data_dir = ""  # where built data sets are kept; "": inside the workdir
   config.vocab_size = 4096  # sentencepiece pieces learned from the corpus, at most
@@ -56,6 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example
     {"indexing": 0.35, "queries": 0.15, "pseudo": 0.5}
   )
+  config.pseudo_queries = "spans"  # spans (sentences and spans of the text) | FILE.jsonl of generated queries
 
   # Model.
   config.start = "corpus"  # random | corpus (statistics of the corpus, training/start.py) | pretrained
@@ -120,6 +126,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # Evaluation at the end.
   config.eval_splits = ("valid", "test")
   config.eval_batch_size = 64
+  config.relevant_grade = 1  # grade from which Hit and MRR count a judged document; for TREC DL: 2
   config.decode_steps = 4  # T of the T-step decodings
   config.policy = "confidence"  # random | confidence | margin | entropy | threshold
   config.threshold = 0.9  # of the threshold policy

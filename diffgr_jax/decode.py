@@ -50,7 +50,7 @@ _JSON = flags.DEFINE_bool("json", False, "one JSON object an answer instead of t
 _HOW = {
   flag.name: flag
   for flag in (
-    flags.DEFINE_string("decoder", None, "autoregressive | canvas | block; default: the one that fits the model"),
+    flags.DEFINE_string("decoder", None, "autoregressive | beam | canvas | block; default: what fits the model"),
     flags.DEFINE_string("alignment", None, "same_position | shifted; default: the model's"),
     flags.DEFINE_string("policy", None, "which MASKs are committed; see docs/decoding.md"),
     flags.DEFINE_float("threshold", None, "of the policies threshold, dynamic, factor, entropy_bounded"),
@@ -72,6 +72,9 @@ _HOW = {
     flags.DEFINE_string("cache", "exact", "exact | prefix, dual (canvas) | sub_block (block): these are approximate"),
     flags.DEFINE_integer("refresh", 0, "prefix, dual: steps between full passes; 0: one a block"),
     flags.DEFINE_integer("mask_id", None, "id of MASK, where the checkpoint names none"),
+    flags.DEFINE_integer("width", 4, "beam: hypotheses that are kept"),
+    flags.DEFINE_string("allowed", None, "beam: file of the answers that may be given, one a line; default: any text"),
+    flags.DEFINE_bool("renormalise", False, "beam: probabilities among the allowed continuations only"),
   )
 }
 _OF_RUNS = ("step", "query", "top", "constrained", "set")
@@ -144,7 +147,8 @@ def _set_denoising(run: Run) -> Denoising:
   """Puts what the flags say into the run's config, where it has a field; returns the rest."""
   how, config, length = _how(), run.config, run.index.canvas_length
   if how["decoder"] not in (None, "canvas"):
-    raise ValueError(f"--decoder of a DocID run is canvas, not {how['decoder']!r}: its model is bidirectional")
+    instead = "; a causal --checkpoint searches titles with --allowed=FILE" if how["decoder"] == "beam" else ""
+    raise ValueError(f"--decoder of a DocID run is canvas, not {how['decoder']!r}: its model is bidirectional{instead}")
   policy = choose_policy(how["policy"] or config.policy, how["threshold"])
   if how["policy"] is not None:
     config.threshold = THRESHOLDS.get(how["policy"], config.threshold)

@@ -1,8 +1,8 @@
 """Learned DocIDs: `python -m diffgr_jax.index build|inspect|import`.
 
-build    --out=FILE.npz with --corpus=pydocs|folder [--path=DIR] and --vectors=lsa|minilm|FILE.npy, or with a .npy
-         alone (its documents are called 0, 1, 2 ...); --method, --levels, --codes, --collisions, --control and --seed
-         say how. --quantizer=FILE.npz gives codes by the quantiser of an index that exists.
+build    --out=FILE.npz with --corpus=pydocs|folder|nq320k|msmarco [--path=DIR] and --vectors=lsa|minilm|FILE.npy, or
+         with a .npy alone (its documents are called 0, 1, 2 ...); --method, --levels, --codes, --collisions, --control
+         and --seed say how. --quantizer=FILE.npz gives codes by the quantiser of an index that exists.
 inspect  --index=FILE.npz: utilisation, perplexity, collisions, reconstruction error.
 import   --json=FILE --out=FILE.npz: a published index, {"item": ["<a_1>", "<b_2>", ...], ...}.
 
@@ -17,7 +17,8 @@ from absl import flags
 import numpy as np
 
 from diffgr_jax import cli
-from diffgr_jax.data.collection import NAMES, load_collection
+from diffgr_jax.data.collection import NAMES, PUBLIC, Selection, load_collection
+from diffgr_jax.data.msmarco.reader import PARTS
 from diffgr_jax.data.records import Document
 from diffgr_jax.docid.build import METHODS, RANDOM, BuildOptions, build_index, reusable_quantizer
 from diffgr_jax.docid.code_report import level_uses
@@ -33,7 +34,11 @@ ACTIONS = ("build", "inspect", "import")
 _CORPUS = flags.DEFINE_enum(
   "corpus", None, NAMES, "build: what is indexed; without it the rows of --vectors=FILE.npy are"
 )
-_PATH = flags.DEFINE_string("path", "", "build: the folder of --corpus=folder (docs/data.md)")
+_PATH = flags.DEFINE_string("path", "", "build: the folder of the corpus (docs/data.md)")
+_BAD_ROW = flags.DEFINE_enum("on_bad_row", "error", ("error", "skip"), "build: as config.on_bad_row of the run")
+_WORDS = flags.DEFINE_integer("words", 512, "build, nq320k, msmarco: as config.dataset_words", lower_bound=0)
+_LIMIT = flags.DEFINE_integer("limit", 0, "build, msmarco: as config.dataset_limit", lower_bound=0)
+_PART = flags.DEFINE_enum("part", PARTS[0], PARTS, "build, msmarco: as config.dataset_part")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "build: where built data sets are kept; default: nowhere")
 _VECTORS = flags.DEFINE_string(
   "vectors", None, "build: lsa (default), minilm, a Hugging Face folder or a .npy; inspect: a .npy"
@@ -63,7 +68,8 @@ _NEEDS = {"build": {"out"}, "inspect": {"index"}, "import": {"json", "out"}}
 _TAKES = {
   "build": {
     "corpus", "path", "data_dir", "vectors", "width", "method", "levels", "codes", "collisions", "control", "seed",
-    "iterations", "rotate", "latent", "steps", "batch", "learning_rate", "estimator", "quantizer",
+    "iterations", "rotate", "latent", "steps", "batch", "learning_rate", "estimator", "quantizer", "on_bad_row",
+    "words", "limit", "part",
   },
   "inspect": {"vectors"},
   "import": set(),
@@ -189,9 +195,12 @@ def _check_flags(action: str) -> None:
 
 def _documents(corpus: str) -> list[Document]:
   """The documents of the corpus; without --data_dir the data set is built in a folder that does not stay."""
+  if corpus in PUBLIC and not _DATA_DIR.value:
+    raise ValueError(f"--data_dir says where the built {corpus} is kept, for runs to read it (config.data_dir)")
   with tempfile.TemporaryDirectory() as scratch:
     data_dir = _DATA_DIR.value or scratch
-    return list(load_collection(corpus, path=_PATH.value, data_dir=data_dir).documents)
+    how = dict(on_bad_row=_BAD_ROW.value, selection=Selection(_WORDS.value, _LIMIT.value, _PART.value))
+    return list(load_collection(corpus, path=_PATH.value, data_dir=data_dir, **how).documents)
 
 
 def _own_vectors(index: CodeIndex) -> np.ndarray | None:

@@ -6,7 +6,11 @@ import pytest
 
 from diffgr_jax.training.options import check_config
 
-ARGUMENTS = {"quickstart": "", "docid.folder": "path=somewhere", "docid.minilm": "", "pod.docid": "size=1b"}
+ARGUMENTS = {
+  "quickstart": "", "docid.folder": "path=somewhere", "docid.minilm": "", "docid.nq320k": "path=somewhere",
+  "docid.msmarco": "path=somewhere,part=passages,limit=1000", "docid.codes": "index=codes.npz",
+  "docid.autoregressive": "", "pod.docid": "size=1b",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -24,9 +28,15 @@ def test_an_unknown_argument_is_named(name):
     importlib.import_module(f"configs.{name}").get_config("depth=3")
 
 
-def test_the_folder_config_needs_a_path():
-  with pytest.raises(ValueError, match=r"folder\.py:path=DIR: name the folder"):
-    importlib.import_module("configs.docid.folder").get_config("")
+@pytest.mark.parametrize("name", ["folder", "nq320k", "msmarco"])
+def test_a_config_of_files_needs_a_path(name):
+  with pytest.raises(ValueError, match=rf"{name}\.py:path=DIR: name the folder"):
+    importlib.import_module(f"configs.docid.{name}").get_config("")
+
+
+def test_a_limit_is_a_number():
+  with pytest.raises(ValueError, match="limit=many: limit is a number of documents"):
+    importlib.import_module("configs.docid.msmarco").get_config("path=here,limit=many")
 
 
 def test_arguments_reach_the_fields():

@@ -93,6 +93,11 @@ def test_decode_takes_policies_by_flag_and_names_what_does_not_fit(trained):
   done = run("decode", *where, *flags, "--seed=3")
   assert done.returncode == 0, done.stderr
   assert json.loads(done.stdout)["denoised"].startswith("D")
+  beam = run("decode", *where, "--decoder=beam")
+  assert beam.returncode == 1
+  assert (
+    "--decoder of a DocID run is canvas, not 'beam': its model is bidirectional; a causal --checkpoint" in beam.stderr
+  )
   refused = run("decode", *where, "--block_size=2")
   assert refused.returncode == 1
   assert "--noconstrained" in refused.stderr or "--steps" in refused.stderr

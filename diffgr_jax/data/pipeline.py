@@ -48,6 +48,7 @@ def make_train_iterator(
   word_dropout: float = 0.1,
   rows: Sequence[int] | np.ndarray | None = None,
   num_threads: int = 1,
+  generated: Sequence[Sequence[str]] = (),
 ) -> grain.DatasetIterator:
   """Returns an endless iterator of batches, with get_state and set_state.
 
@@ -64,6 +65,8 @@ def make_train_iterator(
     word_dropout: the share of words that a pseudo-query loses.
     rows: the rows of a batch that this process makes, ascending; None: all.
     num_threads: threads that make examples ahead of time; it does not change them.
+    generated: queries generated for each document (`pseudo_queries.read_generated`), which "pseudo" then draws from; a
+      document without any, and every document without the list, gives sentences and spans.
 
   Raises:
     ValueError: an unknown or empty source, weights that are no weights, rows that a batch does not have, a prompt too
@@ -78,14 +81,18 @@ def make_train_iterator(
   weights = _used_weights(mixture)
   texts = _tokenize_documents(collection, vocab) if {"indexing", "pseudo"} & weights.keys() else []
   queries = _tokenize_queries(collection, train_split, vocab, index) if "queries" in weights else []
+  asked = _tokenize_generated(generated, collection, vocab) if "pseudo" in weights else []
   max_pieces = prompt_length - 2
+
+  def draw_pseudo(row: int, rng: np.random.Generator) -> tuple[Sequence[int] | np.ndarray, int]:
+    if asked and asked[row]:
+      return asked[row][rng.integers(len(asked[row]))], row
+    return pseudo_queries.draw_pseudo_query(texts[row], rng, max_pieces, word_dropout), row
+
   drawers: dict[str, tuple[int, Draw]] = {
     "indexing": (len(texts), lambda row, rng: (pseudo_queries.draw_span(texts[row], rng, max_pieces), row)),
     "queries": (len(queries), lambda row, rng: (queries[row][0], queries[row][1][rng.integers(len(queries[row][1]))])),
-    "pseudo": (
-      len(texts),
-      lambda row, rng: (pseudo_queries.draw_pseudo_query(texts[row], rng, max_pieces, word_dropout), row),
-    ),
+    "pseudo": (len(texts), draw_pseudo),
   }
   to_example = functools.partial(_make_example, vocab=vocab, index=index, prompt_length=prompt_length)
   sources = [
@@ -180,7 +187,19 @@ def _stack(examples: Sequence[Example]) -> Example:
 def _tokenize_documents(collection: Collection, vocab: Vocabulary) -> list[pseudo_queries.TokenizedText]:
   if not collection.documents:
     raise ValueError(f"the collection {collection.name} has no documents to train on")
-  return pseudo_queries.tokenize_texts([document.text for document in collection.documents], vocab)
+  # A document without text has its title, or its id, to be found by.
+  return pseudo_queries.tokenize_texts([document.text or document.title for document in collection.documents], vocab)
+
+
+def _tokenize_generated(
+  generated: Sequence[Sequence[str]], collection: Collection, vocab: Vocabulary
+) -> list[list[np.ndarray]]:
+  if not generated:
+    return []
+  if len(generated) != len(collection.documents):
+    raise ValueError(f"generated has {len(generated)} lists of queries for {len(collection.documents)} documents")
+  pieces = iter(vocab.encode_many([query for queries in generated for query in queries]))
+  return [[np.array(next(pieces), np.int32) for _ in queries] for queries in generated]
 
 
 def _tokenize_queries(

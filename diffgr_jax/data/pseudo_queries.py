@@ -8,20 +8,33 @@ range of words, so drawing one costs no tokenisation.
     sentences   0                                    5                    starts of sentences, in words
 
 All draws come from a numpy Generator that the caller seeds for each example.
+
+Questions that a model generated for the documents (doc2query, docT5query) are better ones; `read_generated` reads them
+from JSON lines, a document may stand on several:
+
+    {"doc_id": "D7", "queries": ["which bridge fell in 1940", ...]}
+    {"id": "0", "predicted_queries": ["what was the manhattan project", ...]}         as published for MS MARCO
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 import re
 
 from jaxtyping import Int
 import numpy as np
 
+from diffgr_jax.data.records import BadRow
+from diffgr_jax.data.rows import OnBadRow, existing, identifier, parse_line, parse_object, whole_characters
+from diffgr_jax.data.sources import read_lines
 from diffgr_jax.data.vocab import Vocabulary
 
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n\s*\n")
 MIN_SPAN_WORDS, MAX_SPAN_WORDS = 3, 16  # what a person types
 SENTENCE_SHARE = 0.5  # of the pseudo-queries; the others are spans
+_ID_KEYS = ("doc_id", "_id", "docid", "id")
+_QUERY_KEYS = ("queries", "predicted_queries")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +60,54 @@ def tokenize_texts(texts: Sequence[str], vocab: Vocabulary) -> list[TokenizedTex
   sentences = [split_sentences(text) for text in texts]
   pieces = iter(vocab.encode_many([sentence for parts in sentences for sentence in parts]))
   return [_join([next(pieces) for _ in parts], vocab) for parts in sentences]
+
+
+def read_generated(
+  file: str | Path, doc_ids: Sequence[str], on_bad_row: OnBadRow = "error"
+) -> tuple[list[list[str]], Counter[str]]:
+  """Reads the generated queries of the documents.
+
+  Args:
+    file: JSON lines, plain or gzip.
+    doc_ids: of the corpus.
+    on_bad_row: "error" or "skip".
+
+  Returns:
+    The queries of each document (none where the file has none), and the counts of skipped rows by fault. Rows of other
+    documents are passed over: such files are made for whole collections.
+
+  Raises:
+    BadRow: with on_bad_row="error".
+    FileNotFoundError: no such file.
+    ValueError: it has queries for none of these documents.
+  """
+  path, skipped, row_of = existing(file), Counter[str](), {doc_id: row for row, doc_id in enumerate(doc_ids)}
+
+  def parse(line: bytes, place: str) -> tuple[str, list[str]]:
+    row = parse_object(line, place)
+    doc_id = identifier(row, _ID_KEYS, place)
+    queries = next((row[key] for key in _QUERY_KEYS if key in row), None)
+    if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
+      raise BadRow(
+        place, "no queries", f"document {doc_id!r} needs {' or '.join(map(repr, _QUERY_KEYS))}, a list of strings"
+      )
+    return doc_id, [whole_characters(query, place) for query in queries if query.strip()]
+
+  generated: list[list[str]] = [[] for _ in doc_ids]
+  try:
+    for number, line in read_lines(path):
+      for doc_id, queries in parse_line(line, path, number, parse, on_bad_row, skipped):
+        if doc_id in row_of:
+          generated[row_of[doc_id]] += queries
+  except BadRow as bad:
+    if on_bad_row == "error":
+      raise
+    skipped[bad.kind] += 1
+  if not any(generated):
+    raise ValueError(
+      f"{path} has queries for none of the {len(doc_ids)} documents; its ids must be those of the corpus"
+    )
+  return generated, skipped
 
 
 def draw_span(

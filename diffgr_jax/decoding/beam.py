@@ -1,4 +1,4 @@
-"""Beam search over the DocIDs that exist: an autoregressive model, a prefix trie, W hypotheses a query.
+"""Beam search: a causal model, W hypotheses a query; over the DocIDs that exist (a prefix trie) or over any text.
 
     step 0   the prompt's last logit scores the children of the root; the best W become beams
     step t   the W newest tokens of a row are read in one pass; each beam's children in the trie are scored;
@@ -12,10 +12,12 @@ an index and a mask, not the cache:
     it sees   x x x  |  x   .   .  |  .   x   .
 
 A score is the sum of log-probabilities of a DocID's tokens and EOS; a beam as wide as the corpus is enumeration. With
-`renormalise`, probabilities are those among the children of a node, so that the scores of all DocIDs sum to 1.
+`renormalise`, probabilities are those among the children of a node, so that the scores of all DocIDs sum to 1. Of any
+text (`AnyText`) every token is a child, and EOS or the length ends a hypothesis; the sum favours short answers.
 """
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 import functools
 
 from flax import struct
@@ -30,8 +32,20 @@ from diffgr_jax.models import inference
 from diffgr_jax.models.attention import Layout, padded_layout
 from diffgr_jax.models.cache import KVCache, init_cache
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.inference import decoding_params
+from diffgr_jax.models.inference import DecodingParams, decoding_params
 from diffgr_jax.models.transformer import Params
+
+
+@dataclass(frozen=True)
+class AnyText:
+  """No constraint: up to `length` tokens, fewer where EOS (None: there is none) ends them."""
+
+  length: int
+  eos_id: int | None = None
+
+  def __post_init__(self):
+    if self.length < 1:
+      raise ValueError(f"AnyText.length is {self.length}; it must be 1 token or more")
 
 
 @struct.dataclass
@@ -44,14 +58,37 @@ class Beams:
 
 
 @struct.dataclass
-class _Search:
-  """What one step hands to the next."""
+class BeamState:
+  """Where the search stands: W hypotheses a row, best first (X is W, but 1 at the root, before the first step)."""
 
-  tokens: Int[Array, "B W L"]
-  score: Float[Array, "B X"]  # X is 1 at the root, then W
-  node: Int[Array, "B X"]
+  tokens: Int[Array, "B W L"]  # -1 where nothing is chosen, or behind EOS
+  score: Float[Array, "B X"]  # -inf: no hypothesis
+  parent: Int[Array, "B X"]  # the hypothesis of the step before that each one continues
+  node: Int[Array, "B X"]  # of the trie; of any text, 1 if the hypothesis has ended
   ancestor: Int[Array, "B W L"]  # which beam's slot of step t the beam descends from
   step: Int[Array, ""]  # tokens chosen
+
+
+@struct.dataclass
+class _Setting:
+  """What a step reads beside the state; all of it traced."""
+
+  banned: Bool[Array, "V"]
+  prompt_length: Int[Array, "B"]
+  trie: tuple[Int[Array, "M_plus_1"], Int[Array, "E"]] | None  # first edge of a node, token of an edge; None: any text
+  eos: Int[Array, ""]  # of any text; -1: none
+
+
+@dataclass(frozen=True)
+class _Shape:
+  """What is fixed when the search is compiled."""
+
+  config: TransformerConfig
+  width: int
+  depth: int  # tokens of the longest hypothesis
+  root_fan_out: int
+  fan_out: int
+  renormalise: bool
 
 
 def decode_beams(
@@ -59,7 +96,7 @@ def decode_beams(
   prompt: Int[ArrayLike, "B P"],
   valid: Bool[ArrayLike, "B P"],
   banned: Bool[ArrayLike, "V"],
-  trie: PrefixTrie,
+  allowed: PrefixTrie | AnyText,
   *,
   config: TransformerConfig,
   width: int,
@@ -68,11 +105,11 @@ def decode_beams(
   """Finds the `width` DocIDs of highest score for each prompt (exactly so if the beam never drops their prefixes).
 
   Args:
-    params: the model's parameters.
+    params: the model's parameters, as trained or laid out by `inference.decoding_params`.
     prompt: left-padded tokens.
     valid: False on the padding.
     banned: tokens of probability 0.
-    trie: of the DocID index.
+    allowed: the trie of the DocID index, or any text.
     config: of the model.
     width: beams a row.
     renormalise: score each token among the children of its prefix, not among the whole vocabulary.
@@ -80,66 +117,121 @@ def decode_beams(
   Raises:
     ValueError: shapes that do not fit, or a width below 1.
   """
-  prompt, valid = np.asarray(prompt, np.int32), np.asarray(valid, bool)
-  if prompt.shape != valid.shape or not valid[:, -1:].all():
-    raise ValueError(f"prompt {prompt.shape} and valid {valid.shape} must agree, and no prompt may be empty")
-  if width < 1:
-    raise ValueError(f"width is {width}; a beam search keeps 1 hypothesis or more")
-  arrays = tuple(jnp.asarray(x) for x in (trie.first, trie.token, trie.document))
-  shape = dict(depth=trie.depth, root_fan_out=trie.root_fan_out, fan_out=trie.fan_out)
-  how = dict(config=config, width=width, renormalise=renormalise, **shape)
-  return _search(params, jnp.asarray(prompt), jnp.asarray(valid), jnp.asarray(banned, bool), *arrays, **how)
+  prompt, valid, setting, shape = _prepare(prompt, valid, banned, allowed, config, width, renormalise)
+  return read_beams(_search_loop(params, prompt, valid, setting, shape=shape), allowed)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "width", "renormalise", "depth", "root_fan_out", "fan_out"))
-def _search(
-  params, prompt, valid, banned, first, token, document, *, config, width, renormalise, depth, root_fan_out, fan_out
-) -> Beams:
-  params, layout, (batch, prompt_width) = decoding_params(config, params), padded_layout(valid), prompt.shape
-  expand = functools.partial(_expand, first=first, token=token, renormalise=renormalise)
-  cache = init_cache(config, batch, prompt_width + max(depth - 1, 1) * width)
-  hidden, cache = inference.extend(config, params, prompt, layout, cache, 0, pattern=config.prompt_pattern)
-  alone = jnp.full((batch, width), -jnp.inf).at[:, 0].set(0.0)  # one beam, at the root
-  search = _Search(
+def decode_beams_steps(
+  params: Params,
+  prompt: Int[ArrayLike, "B P"],
+  valid: Bool[ArrayLike, "B P"],
+  banned: Bool[ArrayLike, "V"],
+  allowed: PrefixTrie | AnyText,
+  *,
+  config: TransformerConfig,
+  width: int,
+  renormalise: bool = False,
+) -> Iterator[tuple[BeamState, Float[Array, "B X V"]]]:
+  """The same search, one Python step at a time, for notebooks and traces.
+
+  Takes what `decode_beams` takes and finds the same hypotheses; `read_beams` reads them off the last state.
+
+  Yields:
+    The state after each step, and the raw logits that it chose from: those of the prompt (X = 1) at the first step,
+    then one row for each hypothesis of the step before (X = W).
+  """
+  prompt, valid, setting, shape = _prepare(prompt, valid, banned, allowed, config, width, renormalise)
+  params = decoding_params(config, params)
+  state, cache, logits = _first_step(params, prompt, valid, setting, shape=shape)
+  yield state, logits
+  while bool(_more(state, setting, shape)):
+    state, cache, logits = _next_step(params, state, cache, setting, shape=shape)
+    yield state, logits
+
+
+def read_beams(state: BeamState, allowed: PrefixTrie | AnyText) -> Beams:
+  """The hypotheses that a search has found."""
+  if isinstance(allowed, AnyText):
+    document = jnp.full(state.node.shape, -1)
+  else:
+    document = jnp.where(state.score > -jnp.inf, jnp.asarray(allowed.document)[state.node], -1)
+  return Beams(state.tokens, state.score, document)
+
+
+# --- steps ---
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def _search_loop(params, prompt, valid, setting, *, shape) -> BeamState:
+  def body(carry: tuple[BeamState, KVCache]) -> tuple[BeamState, KVCache]:
+    return _next(params, *carry, setting, shape=shape)[:2]
+
+  params = decoding_params(shape.config, params)
+  first = _first(params, prompt, valid, setting, shape=shape)[:2]
+  return jax.lax.while_loop(lambda carry: _more(carry[0], setting, shape), body, first)[0]
+
+
+def _first(
+  params: DecodingParams, prompt: Array, valid: Array, setting: _Setting, *, shape: _Shape
+) -> tuple[BeamState, KVCache, Float[Array, "B 1 V"]]:
+  """Reads the prompts in one pass, and expands the root, which may have many more children than any other node."""
+  (batch, prompt_width), width, depth = prompt.shape, shape.width, shape.depth
+  cache = init_cache(shape.config, batch, prompt_width + max(depth - 1, 1) * width)
+  pattern = shape.config.prompt_pattern
+  hidden, cache = inference.extend(shape.config, params, prompt, padded_layout(valid), cache, 0, pattern=pattern)
+  logits = inference.logits(shape.config, params, hidden[:, -1:])
+  root = BeamState(
     tokens=jnp.full((batch, width, depth), -1, jnp.int32),
-    score=alone,
-    node=jnp.zeros((batch, width), jnp.int32),
+    score=jnp.zeros((batch, 1), jnp.float32),
+    parent=jnp.zeros((batch, 1), jnp.int32),
+    node=jnp.zeros((batch, 1), jnp.int32),
     ancestor=jnp.zeros((batch, width, depth), jnp.int32),
     step=jnp.int32(0),
   )
-  log_probs = log_probabilities(inference.logits(config, params, hidden[:, -1:]), banned)
-  root = replace(search, score=alone[:, :1], node=search.node[:, :1])
-  search = expand(root, log_probs, fan_out=root_fan_out)
+  return _expand(root, logits, setting, shape.root_fan_out, shape.renormalise), cache, logits
 
-  def more(carry: tuple[_Search, KVCache]) -> Bool[Array, ""]:
-    search = carry[0]
-    open_ = (first[search.node + 1] > first[search.node]) & (search.score > -jnp.inf)
-    return (search.step < depth) & open_.any()
 
-  def body(carry: tuple[_Search, KVCache]) -> tuple[_Search, KVCache]:
-    search, cache = carry
-    hidden, cache, search = _read(params, search, cache, valid.sum(axis=-1), prompt_width, config)
-    log_probs = log_probabilities(inference.logits(config, params, hidden), banned)
-    return expand(search, log_probs, fan_out=fan_out), cache
+def _next(
+  params: DecodingParams, state: BeamState, cache: KVCache, setting: _Setting, *, shape: _Shape
+) -> tuple[BeamState, KVCache, Float[Array, "B W V"]]:
+  """Reads the newest tokens, and expands every hypothesis."""
+  hidden, cache, state = _read(params, state, cache, setting.prompt_length, shape.config)
+  logits = inference.logits(shape.config, params, hidden)
+  return _expand(state, logits, setting, shape.fan_out, shape.renormalise), cache, logits
 
-  search, _ = jax.lax.while_loop(more, body, (search, cache))
-  found = jnp.where(search.score > -jnp.inf, document[search.node], -1)
-  return Beams(search.tokens, search.score, found)
+
+_first_step = jax.jit(_first, static_argnames=("shape",))
+_next_step = jax.jit(_next, static_argnames=("shape",), donate_argnames=("cache",))
+
+
+def _more(state: BeamState, setting: _Setting, shape: _Shape) -> Bool[Array, ""]:
+  open_ = ~_is_done(state.node, setting) & (state.score > -jnp.inf)
+  return (state.step < shape.depth) & open_.any()
+
+
+def _is_done(node: Int[Array, "B X"], setting: _Setting) -> Bool[Array, "B X"]:
+  if setting.trie is None:
+    return node == 1
+  first = setting.trie[0]
+  return first[node] == first[node + 1]  # a leaf
 
 
 def _read(
-  params: Params, search: _Search, cache: KVCache, prompt_length: Int[Array, "B"], prompt_width: int, config
-) -> tuple[Float[Array, "B W D"], KVCache, _Search]:
+  params: DecodingParams,
+  state: BeamState,
+  cache: KVCache,
+  prompt_length: Int[Array, "B"],
+  config: TransformerConfig,
+) -> tuple[Float[Array, "B W D"], KVCache, BeamState]:
   """Reads the newest token of every beam: a token sees its prompt, the slots of its ancestors, and itself."""
-  batch, width, depth = search.tokens.shape
-  place = search.step - 1
-  newest = jax.lax.dynamic_index_in_dim(search.tokens, place, axis=2, keepdims=False)
+  batch, width, depth = state.tokens.shape
+  place, slots = state.step - 1, max(depth - 1, 1) * width
+  prompt_width = cache.layout.position.shape[1] - slots
+  newest = jax.lax.dynamic_index_in_dim(state.tokens, place, axis=2, keepdims=False)
   position = jnp.broadcast_to((prompt_length + place)[:, None], (batch, width)).astype(jnp.int32)
   layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position, bool))
-  slots = cache.layout.position.shape[1] - prompt_width
   of_step, of_beam = jnp.arange(slots) // width, jnp.arange(slots) % width
-  wrote = search.ancestor[:, :, : slots // width] if slots // width < depth else search.ancestor
-  mine = jnp.repeat(wrote, width, axis=-1) == of_beam[None, None]
+  mine = jnp.repeat(state.ancestor[:, :, : slots // width], width, axis=-1) == of_beam[None, None]
   mine &= (of_step < place)[None, None]
   itself = (of_step[None] == place) & (of_beam[None] == jnp.arange(width)[:, None])
   prompt = jnp.broadcast_to((cache.layout.segment[:, None, :prompt_width] > 0), (batch, width, prompt_width))
@@ -147,39 +239,66 @@ def _read(
   offset = prompt_width + place * width
   hidden, cache = inference.extend(config, params, jnp.maximum(newest, 0), layout, cache, offset, mask=mask)
   own = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :, None], (batch, width, 1))
-  ancestor = jax.lax.dynamic_update_slice_in_dim(search.ancestor, own, place, axis=2)
-  return hidden, cache, replace(search, ancestor=ancestor)
+  ancestor = jax.lax.dynamic_update_slice_in_dim(state.ancestor, own, place, axis=2)
+  return hidden, cache, replace(state, ancestor=ancestor)
 
 
 def _expand(
-  search: _Search,
-  log_probs: Float[Array, "B X V"],
-  *,
-  first: Int[Array, "M_plus_1"],
-  token: Int[Array, "E"],
-  fan_out: int,
-  renormalise: bool,
-) -> _Search:
-  """Scores the children of all beams (X of them: 1 at the root, then W) and keeps the W best. A leaf keeps itself."""
-  batch, width = search.tokens.shape[:2]
-  begin, end = first[search.node], first[search.node + 1]
-  edge = begin[..., None] + jnp.arange(fan_out)[None, None]
-  child, leaf = edge < end[..., None], (begin == end)[..., None]
-  edge = jnp.minimum(edge, len(token) - 1)
-  gained = jnp.where(child, jnp.take_along_axis(log_probs, token[edge], axis=-1), -jnp.inf)
+  state: BeamState, logits: Float[Array, "B X V"], setting: _Setting, fan_out: int, renormalise: bool
+) -> BeamState:
+  """Scores the children of all beams (X of them: 1 at the root, then W) and keeps the W best. What is done stays."""
+  batch, width = state.tokens.shape[:2]
+  log_probs, done = log_probabilities(logits, setting.banned), _is_done(state.node, setting)
+  gained, token, child = _children(state.node, log_probs, setting, fan_out)
   if renormalise:
     total = jax.nn.logsumexp(gained, axis=-1, keepdims=True)
-    gained = jnp.where(child & (total > -jnp.inf), gained - total, -jnp.inf)
-  itself = leaf & (jnp.arange(fan_out) == 0)[None, None]
-  score = search.score[..., None] + jnp.where(itself, 0.0, gained)
+    gained = jnp.where((gained > -jnp.inf) & (total > -jnp.inf), gained - total, -jnp.inf)
+  itself = jnp.where(jnp.arange(fan_out) == 0, 0.0, -jnp.inf)[None, None]
+  score = state.score[..., None] + jnp.where(done[..., None], itself, gained)
   flat = score.reshape(batch, -1)
   flat = jnp.pad(flat, ((0, 0), (0, max(width - flat.shape[1], 0))), constant_values=-jnp.inf)
   best, place = jax.lax.top_k(flat, width)
-  parent = jnp.minimum(place // fan_out, search.node.shape[1] - 1)
+  parent = jnp.minimum(place // fan_out, state.node.shape[1] - 1)
   pick = lambda x: jnp.take_along_axis(x.reshape(batch, -1), jnp.minimum(place, x[0].size - 1), axis=-1)
   follow = lambda x: jnp.take_along_axis(x, parent[..., None], axis=1)
-  stays = jnp.take_along_axis(leaf[..., 0], parent, axis=-1)
-  new_token = jnp.where(stays, -1, pick(token[edge]))
-  new_node = jnp.where(stays, jnp.take_along_axis(search.node, parent, axis=-1), pick(edge) + 1)
-  tokens = jax.lax.dynamic_update_slice_in_dim(follow(search.tokens), new_token[..., None], search.step, axis=2)
-  return _Search(tokens, best, new_node, follow(search.ancestor), search.step + 1)
+  stays = jnp.take_along_axis(done, parent, axis=-1)
+  new_token = jnp.where(stays, -1, pick(token))
+  new_node = jnp.where(stays, jnp.take_along_axis(state.node, parent, axis=-1), pick(child))
+  tokens = jax.lax.dynamic_update_slice_in_dim(follow(state.tokens), new_token[..., None], state.step, axis=2)
+  return BeamState(tokens, best, parent, new_node, follow(state.ancestor), state.step + 1)
+
+
+def _children(
+  node: Int[Array, "B X"], log_probs: Float[Array, "B X V"], setting: _Setting, fan_out: int
+) -> tuple[Float[Array, "B X F"], Int[Array, "B X F"], Int[Array, "B X F"]]:
+  """Log-probability, token and node of every child of a node; -inf where there are fewer than F. Of a leaf: -inf."""
+  if setting.trie is None:
+    token = jnp.broadcast_to(jnp.arange(fan_out, dtype=jnp.int32)[None, None], log_probs.shape)
+    return log_probs, token, (token == setting.eos).astype(jnp.int32)
+  first, tokens = setting.trie
+  edge = first[node][..., None] + jnp.arange(fan_out, dtype=jnp.int32)[None, None]
+  there = edge < first[node + 1][..., None]
+  edge = jnp.minimum(edge, len(tokens) - 1)
+  gained = jnp.where(there, jnp.take_along_axis(log_probs, tokens[edge], axis=-1), -jnp.inf)
+  return gained, tokens[edge], edge + 1
+
+
+# --- preparation, on the host ---
+
+
+def _prepare(prompt, valid, banned, allowed, config, width, renormalise) -> tuple[Array, Array, _Setting, _Shape]:
+  prompt, valid = np.asarray(prompt, np.int32), np.asarray(valid, bool)
+  if prompt.shape != valid.shape or not valid[:, -1:].all():
+    raise ValueError(f"prompt {prompt.shape} and valid {valid.shape} must agree, and no prompt may be empty")
+  if width < 1:
+    raise ValueError(f"width is {width}; a beam search keeps 1 hypothesis or more")
+  trie, eos = None, -1
+  if isinstance(allowed, AnyText):
+    rows, eos = config.vocab_size, -1 if allowed.eos_id is None else allowed.eos_id
+    shape = _Shape(config, width, allowed.length, rows, rows, renormalise)
+  else:
+    trie = jnp.asarray(allowed.first), jnp.asarray(allowed.token)
+    shape = _Shape(config, width, allowed.depth, allowed.root_fan_out, allowed.fan_out, renormalise)
+  length = jnp.asarray(valid.sum(axis=-1), jnp.int32)
+  setting = _Setting(jnp.asarray(banned, bool), length, trie, jnp.int32(eos))
+  return jnp.asarray(prompt), jnp.asarray(valid), setting, shape

@@ -115,9 +115,13 @@ def more_blocks(state: BlockState, options: BlockOptions, context: int) -> Bool[
 
 
 def open_masks(state: BlockState, options: BlockOptions, context: int) -> Bool[Array, "B L"]:
-  """The positions of the current block that are still to be filled."""
-  tokens = span(state.canvas, context + state.block * options.block_size, options.block_size)
-  return (tokens == options.mask_id) & ~state.ended[:, None]
+  """The positions of the current block that are still to be filled: none behind the last token asked for.
+
+  What stands behind it stays MASK, which is how the model sees it.
+  """
+  offset = context + state.block * options.block_size
+  asked = offset + jnp.arange(options.block_size)[None] < state.limit[:, None]
+  return (span(state.canvas, offset, options.block_size) == options.mask_id) & asked & ~state.ended[:, None]
 
 
 def close_block(state: BlockState, setting: Setting, options: BlockOptions) -> BlockState:

@@ -6,6 +6,7 @@ Each recorder reads the step-by-step twin of a decoder, so the plain decoders pa
     record_canvas(decode_canvas_cached_steps(params, ...))         a canvas, by any of its twins
     record_blocks(decode_blocks_steps(params, ...), options, 64)   the tokens that a block decoder generates
     record_autoregressive(decode_autoregressive_steps(...), banned)
+    record_beams(decode_beams_steps(...), banned)                  hypotheses and scores; each one of them as a trace
 
 With T steps actually run, and L positions to be generated,
 
@@ -28,6 +29,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 import numpy as np
 
 from diffgr_jax.decoding.autoregressive import DecodedRows
+from diffgr_jax.decoding.beam import BeamState
 from diffgr_jax.decoding.block_state import BlockOptions, BlockState
 from diffgr_jax.decoding.canvas import DecodeOptions, DecodeState, decode_canvas_steps
 from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
@@ -71,6 +73,44 @@ class Trace:
   def steps_of(self, row: int) -> int:
     """Counts the steps that one row took."""
     return len(self.steps_taken(row))
+
+
+@dataclass(frozen=True)
+class BeamTrace:
+  """A beam search, step by step, in host memory: T steps, W hypotheses a row, best first."""
+
+  tokens: Int[np.ndarray, "T B W L"]  # after each step; -1: nothing, or behind the end
+  score: Float[np.ndarray, "T B W"]  # -inf: no hypothesis
+  parent: Int[np.ndarray, "T B W"]  # the hypothesis of the step before that each one continues
+  confidence: Float[np.ndarray, "T B W"]  # of the distribution that its newest token is from; NaN: it had ended before
+  entropy: Float[np.ndarray, "T B W"]
+  step_map: Int[np.ndarray, "B W L"]  # step at which a token of the last hypotheses was chosen; -1: none there
+
+  def lineage(self, row: int, rank: int) -> Int[np.ndarray, "T"]:
+    """Which hypothesis of each step a final one descends from."""
+    places = [rank]
+    for parent in self.parent[:0:-1, row]:
+      places.append(int(parent[places[-1]]))
+    return np.array(places[::-1])
+
+  def hypothesis(self, row: int, rank: int) -> Trace:
+    """How one final hypothesis came about, as a trace of one row without MASK (what is not decoded is -1)."""
+    places, steps = self.lineage(row, rank), np.arange(len(self.score))
+    tokens, scores = self.tokens[steps, row, places], self.score[steps, row, places]
+    gained, new = np.diff(scores, prepend=0.0), tokens[-1][None] >= 0
+    new = new & (np.arange(tokens.shape[1])[None] == steps[:, None])  # a step chooses the token at its own place
+    canvas = np.concatenate([np.full((1, tokens.shape[1]), -1), tokens])
+    confidence = np.where(new, np.exp(gained)[:, None], 0.0).sum(axis=0)
+    number = lambda of: np.where(new, of[steps, row, places][:, None], np.nan)[:, None]
+    return Trace(
+      canvas=canvas[:, None],
+      commit_confidence=np.where(canvas >= 0, confidence[None], 0.0)[:, None],
+      confidence=number(self.confidence),
+      entropy=number(self.entropy),
+      step_map=self.step_map[row, rank][None],
+      alive=None,
+      mask_id=-1,
+    )
 
 
 def trace_decode(
@@ -169,6 +209,20 @@ def record_autoregressive(
       )
     )
   return _trace(shots, -1)
+
+
+def record_beams(steps: Iterable[tuple[BeamState, Float[Array, "B X V"]]], banned: Bool[ArrayLike, "V"]) -> BeamTrace:
+  """Records what `decode_beams_steps` yields."""
+  shots = []
+  for state, logits in steps:
+    stats = position_stats(log_probabilities(logits, jnp.asarray(banned, bool)))
+    newest = jax.lax.dynamic_index_in_dim(state.tokens, state.step - 1, axis=2, keepdims=False)
+    of_parent = (jnp.take_along_axis(x, state.parent, axis=1) for x in (stats.confidence, stats.entropy))
+    numbers = (jnp.where(newest >= 0, x, jnp.nan) for x in of_parent)
+    shots.append((state.tokens, state.score, state.parent, *numbers))
+  tokens, score, parent, confidence, entropy = (np.stack(x) for x in zip(*jax.device_get(shots), strict=True))
+  place = np.arange(tokens.shape[-1])[None, None]
+  return BeamTrace(tokens, score, parent, confidence, entropy, np.where(tokens[-1] >= 0, place, -1))
 
 
 def _statistics(stats: Stats | None) -> tuple[Array | None, Array | None]:

@@ -160,7 +160,7 @@ def evaluate_method(
     forwards.append(spent)
   seconds = time.perf_counter() - began
 
-  per_query = retrieval_metrics(join_placements(parts))
+  per_query = retrieval_metrics(join_placements(parts), relevant_grade=run.config.relevant_grade)
   if not method.ranks:  # one document a query: only its first place means anything
     per_query = {name: values for name, values in per_query.items() if name == "Hit@1"}
   figures = means(per_query)

@@ -20,6 +20,7 @@ from diffgr_jax.diffusion.corruption import ExactCount
 from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.evaluation.baselines import Ranking, bm25, dense, lsa
+from diffgr_jax.evaluation.exposure import exposure_figures, exposures, training_questions
 from diffgr_jax.evaluation.generative import Judged, Metrics, evaluate_method, judge, methods_of
 from diffgr_jax.evaluation.likelihood import estimate_nll
 from diffgr_jax.evaluation.retrieval import (
@@ -36,6 +37,9 @@ from diffgr_jax.training.run import Run, load_data, make_docids
 from diffgr_jax.training.start import pretrained_folder
 
 _NLL_SAMPLES = 16
+_BASELINE_FORWARDS = {"BM25": 0.0, "LSA": 0.0}  # of a dense encoder: 1, the query's vector
+_COMPARED = ("Hit@1", "MRR@10", "nDCG@10")  # with BM25, question by question
+_PerQuery = dict[str, dict[str, np.ndarray]]  # method -> metric -> a value for each question
 
 
 def evaluate_run(
@@ -87,12 +91,18 @@ def evaluate_run(
 
   judged = {name: judge(queries, index) for name, queries in splits.items() if len(queries)}
   baselines = _rank_baselines(documents, judged, run.config.dense)
-  metrics = {name: _evaluate_split(run, params, judged[name], index, name, baselines[name]) for name in judged}
+  metrics, by_exposure = {}, {}
+  asked_for = training_questions(collection.queries.get("train", ()) if collection else (), index.doc_ids)
+  for name in judged:
+    metrics[name], per_query = _evaluate_split(run, params, judged[name], index, name, baselines[name])
+    if name != "train" and collection:
+      by_exposure[name] = exposure_figures(per_query, exposures(judged[name].relevant, asked_for))
   record = results_record(
     command=typed_command(),
     status="measured",
     seeds={"training": run.config.seed, "bootstrap": 0},
     metrics=metrics,
+    exposure=by_exposure,
     settings={
       "dataset": run.config.dataset,
       "documents": len(documents),
@@ -103,6 +113,7 @@ def evaluate_run(
       "examples": step * run.config.batch_size,
       "training_minutes": recorded_seconds(run.workdir, step) / 60,
       "batch_size": run.config.eval_batch_size,
+      "relevant_grade": run.config.relevant_grade,
     },
   )
   out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,16 +133,27 @@ def print_report(record: Mapping[str, Any], out: Path) -> None:
   for split, methods in record["metrics"].items():
     queries = next(iter(methods.values()))["queries"]
     print(f"\n{split} ({queries} queries)\n{format_table([_shown(*item) for item in methods.items()], markdown=False)}")
+    groups = record["exposure"].get(split, {})
+    if len(groups) > 2:  # "0" and "unseen" are one group, and so say nothing by themselves
+      rows = [_by_exposure(method, groups) for method in methods]
+      print(f"\n{split}, Hit@1 by training questions of the document\n{format_table(rows, markdown=False)}")
   print(f"\nresults: {out}")
 
 
 def _shown(name: str, figures: Metrics) -> dict[str, object]:
   """A row of the printed table: the figures people compare, and the interval of the difference to BM25."""
-  columns = ("Hit@1", "Hit@10", "Hit@100", "MRR@10", "MRR@100", "invalid", "forwards")
+  columns = ("Hit@1", "Hit@10", "Hit@100", "MRR@10", "MRR@100", "nDCG@10", "invalid", "forwards")
   row: dict[str, object] = {"method": name, **{column: figures[column] for column in columns if column in figures}}
   row["queries/s"] = round(figures["queries/s"])
   if "Hit@1 - BM25 low" in figures:
     row["Hit@1 - BM25 (95%)"] = f"{figures['Hit@1 - BM25 low']:+.3f} to {figures['Hit@1 - BM25 high']:+.3f}"
+  return row
+
+
+def _by_exposure(name: str, groups: Mapping[str, Mapping[str, Metrics]]) -> dict[str, object]:
+  """A row of the printed table by exposure."""
+  row: dict[str, object] = {"method": name}
+  row |= {f"{group} ({methods[name]['queries']})": methods[name]["Hit@1"] for group, methods in groups.items()}
   return row
 
 
@@ -174,14 +196,15 @@ def _rank_baselines(
 
 def _evaluate_split(
   run: Run, params: Any, judged: Judged, index: DocIdIndex, name: str, baselines: Mapping[str, Ranking]
-) -> dict[str, Metrics]:
-  """Every method's figures on one split, each with the interval of its paired difference to BM25."""
+) -> tuple[dict[str, Metrics], _PerQuery]:
+  """Every method's figures on one split, each with the intervals of its paired differences to BM25; and all values."""
   rows: dict[str, Metrics] = {}
-  per_query = {}
+  per_query: _PerQuery = {}
   for label, ranking in baselines.items():
     placements = place_in_ranking(ranking.indices, ranking.scores, judged.relevant, judged.grades)
-    per_query[label] = retrieval_metrics(placements)
+    per_query[label] = retrieval_metrics(placements, relevant_grade=run.config.relevant_grade)
     rows[label] = means(per_query[label]) | {
+      "forwards": _BASELINE_FORWARDS.get(label, 1.0),
       "queries/s": len(judged.texts) / ranking.query_seconds,
       "queries": len(judged.texts),
     }
@@ -189,12 +212,13 @@ def _evaluate_split(
   for method in tqdm(methods, desc=f"evaluating {name}", leave=False, delay=5):
     rows[method.name], per_query[method.name] = evaluate_method(run, params, method, judged, index)
   for label, figures in rows.items():
-    if label != "BM25":
-      interval = paired_bootstrap(per_query[label]["Hit@1"], per_query["BM25"]["Hit@1"], seed=0)
-      figures |= {"Hit@1 - BM25 low": interval.low, "Hit@1 - BM25 high": interval.high}
+    for metric in _COMPARED if label != "BM25" else ():
+      if metric in per_query[label]:
+        interval = paired_bootstrap(per_query[label][metric], per_query["BM25"][metric], seed=0)
+        figures |= {f"{metric} - BM25 low": interval.low, f"{metric} - BM25 high": interval.high}
   if run.config.nelbo_queries and not run.autoregressive:
     rows[methods[0].name]["NELBO"] = _nelbo(run, params, judged, index)
-  return rows
+  return rows, per_query
 
 
 def _nelbo(run: Run, params: Any, judged: Judged, index: DocIdIndex) -> float:

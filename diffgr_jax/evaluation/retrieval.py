@@ -133,17 +133,26 @@ def retrieval_metrics(
   hit_at: Sequence[int] = (1, 10, 100),
   mrr_at: Sequence[int] = (10, 100),
   ndcg_at: Sequence[int] = (10,),
+  relevant_grade: int = 1,
 ) -> dict[str, Float[np.ndarray, "Q"]]:
   """Expected metrics of each query over the random order of ties.
 
   Hit@k: a relevant document stands among the first k. MRR@k: one over the rank of the first relevant document, 0 beyond
   k. nDCG@k: gain = grade, discount 1 / log2(rank + 1), divided by the best order's (the form of trec_eval).
 
+  Args:
+    placements: of the judged documents.
+    hit_at: the k of Hit@k.
+    mrr_at: the k of MRR@k.
+    ndcg_at: the k of nDCG@k.
+    relevant_grade: from which grade a document is relevant to Hit and MRR (TREC DL: 2); a query without such a document
+      has 0. nDCG reads all grades.
+
   Returns:
     'Hit@1', ..., 'MRR@10', ..., 'nDCG@10': one value per query, in the order of the queries.
   """
   largest = max((*hit_at, *mrr_at), default=1)
-  above, miss = _first_group(placements, largest)
+  above, miss = _first_group(_of_grade(placements, relevant_grade), largest)
   metrics = {}
   for k in hit_at:
     metrics[f"Hit@{k}"] = 1.0 - np.take_along_axis(miss, np.clip(k - above, 0, largest)[:, None], axis=1)[:, 0]
@@ -237,12 +246,14 @@ def results_record(
   seeds: Mapping[str, int],
   metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
   settings: Mapping[str, object] | None = None,
+  exposure: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]] | None = None,
 ) -> dict[str, object]:
   """The content of a results.json: what was run, with what, where, and what came out.
 
       {"command": "...", "status": "measured", "seeds": {...}, "settings": {...},
        "versions": {"python": ..., "jax": ..., ...}, "machine": {"platform": ..., "processor": ..., "cpus": 2},
-       "metrics": {split: {method: {"Hit@1": 0.5, "queries": 411, ...}}}}
+       "metrics": {split: {method: {"Hit@1": 0.5, "queries": 411, ...}}},
+       "exposure": {split: {"unseen": {method: {...}}, "seen": ..., "0": ..., "1": ..., "2-4": ..., "5+": ...}}}
 
   Args:
     command: as it was typed.
@@ -250,6 +261,7 @@ def results_record(
     seeds: of what was random, by name.
     metrics: figures by split and method.
     settings: what else is needed to read the figures: batch sizes, counting rules, content hashes of the data.
+    exposure: figures by split, training questions of the document (`exposure.exposure_figures`) and method.
 
   Raises:
     ValueError: another status, or a figure that is not finite (JSON has no NaN).
@@ -279,6 +291,7 @@ def results_record(
       }
       for split, methods in metrics.items()
     },
+    "exposure": dict(exposure or {}),
   }
 
 
@@ -341,6 +354,13 @@ def _count_against(scores, query, pair_score, counted=None):
     above[pairs] = ((rows > own) & keep).sum(axis=1)
     tied[pairs] = ((rows == own) & keep).sum(axis=1)
   return above, tied
+
+
+def _of_grade(placements: Placements, least: int) -> Placements:
+  """The pairs of a grade or a better one."""
+  own = placements.grade >= least
+  pairs = (x[own] for x in (placements.query, placements.above, placements.tied, placements.grade))
+  return Placements(placements.queries, *pairs)
 
 
 def _first_group(placements: Placements, largest: int):

@@ -1,6 +1,6 @@
 """How text is generated: a value for each flag of `python -m diffgr_jax.decode`, checked before weights are read.
 
-    causal        -> autoregressive        Qwen2, Qwen3
+    causal        -> autoregressive        Qwen2, Qwen3; or beam, over any text or the lines of a file
     bidirectional -> canvas                LLaDA, Dream, A2D; cache exact, prefix or dual
     block_causal  -> block                 SDAR, Fast-dLLM v2; cache exact or sub_block
 
@@ -9,6 +9,7 @@ A value that is not the default and that the decoder does not read is refused, s
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diffgr_jax.decoding.block_state import BlockOptions
@@ -20,8 +21,14 @@ from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.decoding.schedules import SCHEDULES, Schedule, make_schedule
 from diffgr_jax.models.hf import ModelSpec
 
-DECODERS = {"causal": "autoregressive", "bidirectional": "canvas", "block_causal": "block"}  # of an attention pattern
-CACHES = {"autoregressive": ("exact",), "canvas": ("exact", "prefix", "dual"), "block": ("exact", "sub_block")}
+# The decoders of an attention pattern, the default first.
+DECODERS = {"causal": ("autoregressive", "beam"), "bidirectional": ("canvas",), "block_causal": ("block",)}
+CACHES = {
+  "autoregressive": ("exact",),
+  "beam": ("exact",),
+  "canvas": ("exact", "prefix", "dual"),
+  "block": ("exact", "sub_block"),
+}
 # The threshold that a policy has when none is given.
 THRESHOLDS = {"threshold": 0.9, "dynamic": 0.9, "factor": 1.0, "entropy_bounded": 0.1}
 
@@ -29,6 +36,7 @@ _ALL = {"decoder", "alignment", "max_new_tokens", "temperature", "top_k", "top_p
 _DENOISING = {"policy", "threshold", "schedule", "steps", "block_size", "remask", "remask_by", "max_reopen"}
 _READ = {
   "autoregressive": _ALL,
+  "beam": {"decoder", "max_new_tokens", "mask_id", "cache", "width", "allowed", "renormalise"},
   "canvas": _ALL | _DENOISING | {"guidance", "refresh"},
   "block": _ALL | _DENOISING | {"sub_block", "shifted_first"},
 }
@@ -38,7 +46,7 @@ _READ = {
 class GenerationOptions:
   """What the flags say; None: the decoder's or the model's default."""
 
-  decoder: str | None = None  # autoregressive | canvas | block
+  decoder: str | None = None  # autoregressive | beam | canvas | block
   alignment: str | None = None  # same_position | shifted
   policy: str | None = None  # confidence
   threshold: float | None = None  # of the policies that have one
@@ -60,6 +68,9 @@ class GenerationOptions:
   cache: str = "exact"  # exact | prefix | dual | sub_block
   refresh: int = 0  # steps between full passes of a prefix or dual cache
   mask_id: int | None = None  # where the checkpoint names none
+  width: int = 4  # hypotheses of a beam search
+  allowed: str | None = None  # file of the answers that a beam search may give, one a line; any text
+  renormalise: bool = False  # beam, with `allowed`: probabilities among the continuations that exist
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,9 @@ def make_plan(options: GenerationOptions, spec: ModelSpec) -> Plan:
     raise ValueError("--stop is empty; it must be a string of 1 character or more")
   for flag in ("temperature", "top_k", "top_p"):
     with_flag(flag, lambda flag=flag: make_sampling(**{flag: getattr(options, flag)}))
-  if decoder == "autoregressive":
+  if decoder == "beam":
+    _check_beam(options, spec)
+  if config.pattern == "causal":
     return Plan(decoder, options, spec)
   if spec.mask_id is None:
     raise ValueError("--mask_id is needed: the checkpoint's config.json names no mask_token_id")
@@ -155,16 +168,15 @@ def _choose_decoder(options: GenerationOptions, spec: ModelSpec) -> str:
   config = spec.config
   if config.head == "none":
     raise ValueError(f"--checkpoint: this {spec.family} model has no output head, so nothing can be decoded from it")
-  fitting = DECODERS.get(config.pattern)
-  if options.decoder is not None and options.decoder not in DECODERS.values():
-    raise ValueError(f"--decoder is one of {', '.join(DECODERS.values())}, not {options.decoder!r}")
-  if options.decoder not in (None, fitting):
+  fitting = DECODERS[config.pattern]
+  if options.decoder is not None and options.decoder not in _READ:
+    raise ValueError(f"--decoder is one of {', '.join(_READ)}, not {options.decoder!r}")
+  if options.decoder not in (None, *fitting):
     raise ValueError(
       f"--decoder={options.decoder} does not fit this {spec.family} model, whose attention is {config.pattern}; "
-      f"it may be {fitting}"
+      f"it may be {' or '.join(fitting)}"
     )
-  assert fitting is not None
-  return fitting
+  return options.decoder or fitting[0]
 
 
 def _refuse_unread(options: GenerationOptions, decoder: str) -> None:
@@ -172,6 +184,21 @@ def _refuse_unread(options: GenerationOptions, decoder: str) -> None:
     if field.name not in _READ[decoder] and getattr(options, field.name) != field.default:
       readers = [name for name, read in _READ.items() if field.name in read]
       raise ValueError(f"--{field.name} does not apply to the {decoder} decoder; it applies to {', '.join(readers)}")
+
+
+def _check_beam(options: GenerationOptions, spec: ModelSpec) -> None:
+  if options.width < 1:
+    raise ValueError(f"--width is {options.width}; a beam search keeps 1 hypothesis or more")
+  if options.allowed is None:
+    if options.renormalise:
+      raise ValueError("--renormalise needs --allowed: without it every token of the vocabulary may come next")
+    return
+  if spec.eos_id is None:
+    raise ValueError(f"--allowed needs a model with an EOS to end a line with; this {spec.family} model names none")
+  if options.max_new_tokens != GenerationOptions.max_new_tokens:
+    raise ValueError("--max_new_tokens does not apply with --allowed, whose lines say how long an answer is")
+  if not Path(options.allowed).is_file():
+    raise FileNotFoundError(f"--allowed={options.allowed}: there is no such file (one allowed answer a line)")
 
 
 def _plan_canvas(options: GenerationOptions, spec: ModelSpec) -> Plan:

@@ -11,6 +11,7 @@ Prompts are padded to buckets of 32 tokens, so that lines of other lengths share
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,29 @@ import numpy as np
 
 from diffgr_jax.data.hf_tokenizer import HfTokenizer
 from diffgr_jax.decoding.autoregressive import decode_autoregressive, decode_autoregressive_steps, pad_prompts
+from diffgr_jax.decoding.beam import AnyText, decode_beams, decode_beams_steps, read_beams
 from diffgr_jax.decoding.block import decode_blocks, decode_blocks_steps
 from diffgr_jax.decoding.canvas import decode_canvas, decode_canvas_steps, forwards_per_row
 from diffgr_jax.decoding.canvas_cache import decode_canvas_cached, decode_canvas_cached_steps
 from diffgr_jax.decoding.denoiser import GuidedDenoiser, banned_tokens
 from diffgr_jax.decoding.sampling import make_sampling
-from diffgr_jax.decoding.trace import Trace, record_autoregressive, record_blocks, record_canvas
+from diffgr_jax.decoding.trace import Trace, record_autoregressive, record_beams, record_blocks, record_canvas
+from diffgr_jax.docid.index import DocIdIndex
+from diffgr_jax.docid.trie import PrefixTrie, build_trie
 from diffgr_jax.generation.options import Plan
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.training.pretrained import HF_FOLDER, is_checkpoint
 
 _BUCKET = 32
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+  """One answer of a beam search."""
+
+  text: str
+  score: float  # sum of log-probabilities, EOS included
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,15 @@ class Generated:
   tokens: tuple[int, ...]  # all that were decoded, EOS included, without a cut at a stop string
   finish: str  # eos | stop | length
   forwards: int  # passes
-  trace: Trace | None
+  trace: Trace | None  # of a beam search: how the best hypothesis came about
+  beams: tuple[Hypothesis, ...] = ()  # of a beam search, best first
 
   def to_json(self) -> str:
     values = {name: getattr(self, name) for name in ("prompt", "text", "tokens", "finish", "forwards")}
     if self.trace is not None:
       values["step_map"] = self.trace.step_map[0].tolist()
+    if self.beams:
+      values["beams"] = [{"text": beam.text, "score": round(beam.score, 4)} for beam in self.beams]
     return json.dumps(values, ensure_ascii=False)
 
 
@@ -80,6 +95,8 @@ class TextGenerator:
       ValueError: an empty prompt, or one with tokens that the model does not know.
     """
     ids = self._encode(prompt)
+    if self.plan.decoder == "beam":
+      return self._beam(prompt, ids, trace)
     run = {"autoregressive": self._autoregressive, "canvas": self._canvas, "block": self._blocks}[self.plan.decoder]
     tokens, forwards, recorded = run(ids, trace)
     tokens, finish = self._until_eos(tokens)
@@ -101,12 +118,36 @@ class TextGenerator:
     if max(ids) >= spec.vocab_size:
       raise ValueError(f"the tokenizer gives token {max(ids)}, but the model has {spec.vocab_size}: they do not fit")
     limit = spec.config.max_positions
-    if spec.config.position_encoding == "learned" and len(ids) + self.plan.options.max_new_tokens > limit:
+    if spec.config.position_encoding == "learned" and len(ids) + self._length > limit:
       raise ValueError(
-        f"--max_new_tokens={self.plan.options.max_new_tokens} and a prompt of {len(ids)} tokens exceed the model's"
-        f" {limit} positions"
+        f"an answer of {self._length} tokens and a prompt of {len(ids)} exceed the model's {limit} positions"
       )
     return ids
+
+  @functools.cached_property
+  def _allowed(self) -> PrefixTrie | AnyText:
+    """What a beam search may answer."""
+    spec, options = self.plan.spec, self.plan.options
+    if options.allowed is None:
+      return AnyText(options.max_new_tokens, spec.eos_id)
+    assert spec.eos_id is not None
+    lines = [line for line in Path(options.allowed).read_text(encoding="utf-8").split("\n") if line.strip()]
+    if not lines:
+      raise ValueError(f"--allowed={options.allowed} holds no line; it names one allowed answer a line")
+    rows = [[*ids, spec.eos_id] for ids in self.tokenizer.encode(lines)]
+    if (largest := max(max(row) for row in rows)) >= spec.vocab_size:
+      raise ValueError(f"--allowed: the tokenizer gives token {largest}, but the model has {spec.vocab_size}")
+    codes = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+    for code, row in zip(codes, rows, strict=True):
+      code[: len(row)] = row
+    return build_trie(DocIdIndex(codes, tuple(lines), tuple(lines), spec.eos_id, pad_id=-1))
+
+  @property
+  def _length(self) -> int:
+    """The most tokens that an answer may have."""
+    if self.plan.decoder == "beam":
+      return self._allowed.length if isinstance(self._allowed, AnyText) else self._allowed.depth
+    return self.plan.options.max_new_tokens
 
   def _decode(self, tokens: Sequence[int]) -> str:
     return self.tokenizer.processor.decode(list(tokens), skip_special_tokens=True)
@@ -152,6 +193,24 @@ class TextGenerator:
       if options.stop and not options.remask and self._stops_here(settled(step[0])):
         break
     return taken
+
+  def _beam(self, prompt: str, ids: list[int], trace: bool) -> Generated:
+    spec, options = self.plan.spec, self.plan.options
+    params, tokens, valid, _, banned = self._inputs(ids, 0, _up(len(ids)))
+    inputs = (params, tokens, valid, banned, self._allowed)
+    how: dict[str, Any] = dict(config=spec.config, width=options.width, renormalise=options.renormalise)
+    recorded, beams = None, None
+    if trace:
+      steps = list(decode_beams_steps(*inputs, **how))
+      beams, recorded = read_beams(steps[-1][0], self._allowed), record_beams(steps, banned).hypothesis(0, 0)
+    beams = beams or decode_beams(*inputs, **how)
+    scores = np.asarray(beams.score)[0]
+    rows = [row[row >= 0].tolist() for row in np.asarray(beams.tokens)[0][np.isfinite(scores)]]
+    found = [self._until_eos(row) for row in rows]
+    texts = [self._decode(tokens) for tokens, _ in found]
+    hypotheses = tuple(Hypothesis(text, float(score)) for text, score in zip(texts, scores, strict=False))
+    forwards = max(map(len, rows))
+    return Generated(prompt, texts[0], tuple(found[0][0]), found[0][1], forwards, recorded, hypotheses)
 
   def _autoregressive(self, ids: list[int], trace: bool) -> tuple[list[int], int, Trace | None]:
     spec, options = self.plan.spec, self.plan.options

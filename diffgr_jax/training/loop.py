@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffgr_jax.data.pipeline import asked_documents, examples_taken, make_train_iterator, skip_to
+from diffgr_jax.data.pseudo_queries import read_generated
 from diffgr_jax.data.records import Collection
 from diffgr_jax.evaluation.generative import quick_metrics
 from diffgr_jax.parallel.distributed import process_rows
@@ -56,6 +57,7 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     mixture=_usable_mixture(config.mixture.to_dict(), collection),
     seed=config.seed,
     rows=process_rows(mesh, config.batch_size),
+    generated=_generated_queries(config, run),
   )
   # Only the document-level term reads the index in a step.
   index = run.device_index() | {"asked": jnp.asarray(asked_documents(collection))} if config.document_weight else {}
@@ -134,6 +136,17 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
     checkpoints.wait()
     checkpoints.close()
   return run, state
+
+
+def _generated_queries(config: Config, run: Run) -> list[list[str]]:
+  """What config.pseudo_queries names, by document; nothing where pseudo-queries are sentences and spans."""
+  if config.pseudo_queries == "spans":
+    return []
+  queries, skipped = read_generated(config.pseudo_queries, run.index.doc_ids, config.on_bad_row)
+  having = sum(map(bool, queries))
+  left_out = "".join(f", {count} skipped ({kind})" for kind, count in sorted(skipped.items()))
+  print(f"{config.pseudo_queries}: queries for {having} of {len(queries)} documents{left_out}", flush=True)
+  return queries
 
 
 def _usable_mixture(mixture: dict[str, float], collection: Collection) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Fails fast: a config is checked as a whole before any data is read or any device memory is taken."""
 
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -21,7 +22,8 @@ _CHOICES = {
   "docid": DOCIDS,
   "task": ("docid",),
   "paradigm": ("diffusion", AUTOREGRESSIVE),
-  "dataset": ("pydocs", "folder"),
+  "dataset": ("pydocs", "folder", "nq320k", "msmarco"),
+  "dataset_part": ("documents", "passages"),
   "on_bad_row": ("error", "skip"),
   "process": PROCESSES,
   "schedule": tuple(SCHEDULES),
@@ -38,6 +40,7 @@ _AT_LEAST = {
   "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "prior_weight": 0,
   "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
   "topk_steps": 0, "topk_beam": 1, "topk_commit": 1, "lora_rank": 0, "keep_every": 0, "keep_best": 0,
+  "dataset_words": 0, "dataset_limit": 0, "relevant_grade": 1,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
 _SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate", "label_smoothing")
@@ -59,6 +62,13 @@ def check_config(config: Config) -> None:
       raise ValueError(f"config.{field} is in [0, 1], not {config[field]}")
   if config.dataset == "folder" and not config.dataset_path:
     raise ValueError("config.dataset_path must name the folder with corpus.jsonl when config.dataset is 'folder'")
+  if config.dataset in ("nq320k", "msmarco") and not config.dataset_path:
+    raise ValueError(
+      f"config.dataset_path must name the folder or the URL of the files of {config.dataset}, or be 'public' for its"
+      " publisher's"
+    )
+  if config.pseudo_queries != "spans" and not Path(config.pseudo_queries).is_file():
+    raise ValueError(f"config.pseudo_queries is 'spans' or a .jsonl file that exists, not {config.pseudo_queries!r}")
   if (config.docid == CODES) != bool(config.docid_index):
     raise ValueError(
       f"config.docid_index must name a file when config.docid is 'codes', and only then: they are"

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int
 import ml_collections
 import numpy as np
 
-from diffgr_jax.data.collection import load_collection
+from diffgr_jax.data.collection import Selection, load_collection
 from diffgr_jax.data.pretrained_vocab import pretrained_vocabulary
 from diffgr_jax.data.records import Collection, Document
 from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
@@ -38,9 +38,9 @@ from diffgr_jax.training.start import check_code_head, pretrained_folder, pretra
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "best_metric",
-  "mesh", "rules", "decode_rules", "attention", "microbatches", "remat", "data_dir", "dataset_path", "decode_steps",
-  "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "ce_chunk", "show_queries", "dense",
-  "nelbo_queries", "topk_steps", "topk_beam", "topk_commit", "topk_policy", "beam_widths",
+  "mesh", "rules", "decode_rules", "attention", "microbatches", "remat", "data_dir", "dataset_path", "dataset_manifest",
+  "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "relevant_grade", "ce_chunk",
+  "show_queries", "dense", "nelbo_queries", "topk_steps", "topk_beam", "topk_commit", "topk_policy", "beam_widths",
 }  # fmt: skip
 
 # What a field was before it existed.
@@ -52,12 +52,14 @@ _OLDER = {
   "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": (),
   "topk_steps": 0, "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
   "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
+  "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",
+  "pseudo_queries": "spans", "relevant_grade": 1,
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
-  "eval_batch_size": int, "eval_splits": list, "dense": str, "nelbo_queries": int,
+  "eval_batch_size": int, "eval_splits": list, "relevant_grade": int, "dense": str, "nelbo_queries": int,
   "beam_widths": list, "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str,
 }  # fmt: skip
 
@@ -176,7 +178,9 @@ class Run:
 def load_data(config: Config, workdir: Path) -> Collection:
   """The collection that the config names, built on the first call."""
   data_dir = config.data_dir or str(Path(workdir) / "data")
-  return load_collection(config.dataset, path=config.dataset_path, data_dir=data_dir, on_bad_row=config.on_bad_row)
+  selection = Selection(config.dataset_words, config.dataset_limit, config.dataset_part, config.dataset_manifest)
+  how = dict(path=config.dataset_path, data_dir=data_dir, on_bad_row=config.on_bad_row, selection=selection)
+  return load_collection(config.dataset, **how)
 
 
 def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:

@@ -67,10 +67,21 @@ def test_a_bad_row_stops_or_is_skipped_and_counted(folder, tmp_path):
 
 
 def test_a_judgement_of_a_skipped_document_is_skipped_too(folder, tmp_path):
-  write_lines(folder / "corpus.jsonl", [*DOCUMENTS[:2], {**DOCUMENTS[2], "text": ""}])
+  write_lines(folder / "corpus.jsonl", [*DOCUMENTS[:2], {**DOCUMENTS[2], "text": None}])
   collection = load_collection("folder", path=folder, data_dir=tmp_path, on_bad_row="skip")
   assert collection.queries["test"] == (Query("2", "writers", ("b",), (2,)),)
-  assert collection.skipped["empty text"] == collection.skipped["unknown document"] == 1
+  assert collection.skipped["no text"] == collection.skipped["unknown document"] == 1
+
+
+def test_a_document_without_text_is_kept_but_not_a_corpus_without(folder, tmp_path, capsys):
+  write_lines(folder / "corpus.jsonl", [*DOCUMENTS[:2], {**DOCUMENTS[2], "text": ""}])
+  collection = load_collection("folder", path=folder, data_dir=tmp_path)
+  assert collection.documents[2] == Document("c", "Čapek", "")
+  assert len(collection.queries["test"][0].doc_ids) == 2
+  assert capsys.readouterr().out.startswith(f"folder {folder}: 3 documents (1 of them without text), 1 skipped")
+  write_lines(folder / "corpus.jsonl", [{**document, "text": ""} for document in DOCUMENTS])
+  with pytest.raises(ValueError, match="none of its 3 documents has words under 'text'"):
+    load_collection("folder", path=folder, data_dir=tmp_path)
 
 
 def test_a_corpus_needs_no_queries(folder, tmp_path):
@@ -90,7 +101,7 @@ def test_a_corpus_needs_documents(folder, tmp_path):
 @pytest.mark.parametrize(
   "arguments, error",
   [
-    ({"name": "wikipedia"}, "there are pydocs, folder"),
+    ({"name": "wikipedia"}, "there are pydocs, folder, nq320k, msmarco"),
     ({"name": "pydocs", "path": "somewhere"}, "pydocs takes no path"),
     ({"name": "folder"}, "needs a path"),
     ({"name": "pydocs", "on_bad_row": "ignore"}, "not 'ignore'"),

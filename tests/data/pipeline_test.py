@@ -1,5 +1,6 @@
 """The training stream: what a batch is, that it resumes exactly, is shared without loss and visits all evenly."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -195,3 +196,31 @@ def test_prompts_are_left_padded_and_cut_at_their_end():
     [bos, *long[: P - 2], sep],
   ]
   assert pipeline.encode_prompts([], vocab, P).shape == (0, P)
+
+
+def test_generated_queries_stand_in_for_spans_where_a_document_has_some():
+  collection, vocab, _ = setting()
+  generated = [[f"ask {row} once", f"ask {row} twice"] if row % 2 else [] for row in range(COUNT)]
+  seen = {row: set() for row in range(COUNT)}
+  for batch in take(stream({"pseudo": 1.0}, generated=generated, word_dropout=0.0), 60):
+    for prompt, row in zip(batch["prompt"], batch["doc_index"], strict=True):
+      begin = int((prompt == vocab.bos_id).argmax())
+      seen[int(row)].add(vocab.decode(prompt[begin + 1 : -1]).strip())
+  for row in range(COUNT):
+    if generated[row]:
+      assert seen[row] == set(generated[row])
+    else:
+      assert len(seen[row]) > 2
+      assert not any(text.startswith("ask") for text in seen[row])
+  assert len(collection.documents) == COUNT
+  with pytest.raises(ValueError, match="1 lists of queries for 7 documents"):
+    stream({"pseudo": 1.0}, generated=[["x"]])
+
+
+def test_a_document_without_text_is_asked_for_by_its_title():
+  collection, vocab, _ = setting()
+  bare = dataclasses.replace(collection, documents=tuple(dataclasses.replace(d, text="") for d in collection.documents))
+  for batch in take(stream({"pseudo": 0.5, "indexing": 0.5}, bare, word_dropout=0.0), 10):
+    for prompt, row in zip(batch["prompt"], batch["doc_index"], strict=True):
+      begin = int((prompt == vocab.bos_id).argmax())
+      assert vocab.decode(prompt[begin + 1 : -1]).strip() == collection.documents[row].title

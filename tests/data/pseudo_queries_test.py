@@ -1,11 +1,14 @@
 """Pseudo-queries are parts of their document, drawn evenly, and cost no tokenisation."""
 
 import functools
+import gzip
+import json
 
 import numpy as np
 import pytest
 
 from diffgr_jax.data import pseudo_queries as pq
+from diffgr_jax.data.records import BadRow
 from diffgr_jax.data.vocab import train_vocabulary
 
 TEXT = "The first one ends here. Does the second one? Yes!\n\nA last one has os.path.join in it and no full stop"
@@ -92,3 +95,50 @@ def test_short_texts_draw_what_they_have(text):
     assert is_part(pq.draw_span(tokens, rng, 8), tokens.pieces)
     assert is_part(pq.draw_pseudo_query(tokens, rng, 8, 0.5), tokens.pieces)
     assert bool(len(pq.draw_span(tokens, rng, 8))) == bool(len(tokens.pieces))
+
+
+def test_generated_queries_of_every_form_come_to_their_documents(tmp_path):
+  rows = [
+    {"doc_id": "a", "queries": ["first of a", " "]},
+    {"id": 7, "predicted_queries": ["of seven"]},
+    {"_id": "a", "queries": ["second of a"]},
+    {"docid": "elsewhere", "queries": ["of another collection"]},
+  ]
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / "q.jsonl").write_text(lines)
+  (tmp_path / "q.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+  for name in ("q.jsonl", "q.jsonl.gz"):
+    found = pq.read_generated(tmp_path / name, ("a", "b", "7"))
+    assert found == ([["first of a", "second of a"], [], ["of seven"]], {})
+  with pytest.raises(ValueError, match="queries for none of the 1 documents"):
+    pq.read_generated(tmp_path / "q.jsonl", ("c",))
+  with pytest.raises(FileNotFoundError):
+    pq.read_generated(tmp_path / "nothing.jsonl", ("a",))
+
+
+@pytest.mark.parametrize(
+  "row, kind, message",
+  [
+    (b"{", "broken JSON", "broken JSON"),
+    (b'{"queries": ["x"]}', "no id", "'doc_id' or '_id' or 'docid' or 'id'"),
+    (b'{"id": "a"}', "no queries", "needs 'queries' or 'predicted_queries', a list"),
+    (b'{"id": "a", "queries": "x"}', "no queries", "a list of strings"),
+    (b'{"id": "a", "queries": ["x", 3]}', "no queries", "a list of strings"),
+    (b'{"id": "a", "queries": ["\xff"]}', "not UTF-8", "byte 0xff"),
+  ],
+)
+def test_a_bad_row_of_generated_queries(tmp_path, row, kind, message):
+  file = tmp_path / "q.jsonl"
+  file.write_bytes(b'{"id": "a", "queries": ["good"]}\n' + row + b"\n")
+  with pytest.raises(BadRow, match=message) as caught:
+    pq.read_generated(file, ("a",))
+  assert str(caught.value).startswith(f"{file}:2: ")
+  assert pq.read_generated(file, ("a",), "skip") == ([["good"]], {kind: 1})
+
+
+def test_a_cut_off_file_of_generated_queries(tmp_path):
+  file = tmp_path / "q.jsonl.gz"
+  file.write_bytes(gzip.compress(b'{"id": "a", "queries": ["good"]}\n')[:-4])
+  with pytest.raises(BadRow, match="cut off"):
+    pq.read_generated(file, ("a",))
+  assert pq.read_generated(file, ("a",), "skip") == ([["good"]], {"broken gzip": 1})

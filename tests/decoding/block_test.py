@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,18 @@ from diffgr_jax.decoding import block
 from diffgr_jax.decoding.autoregressive import decode_autoregressive
 from diffgr_jax.decoding.block import decode_blocks, decode_blocks_steps
 from diffgr_jax.decoding.block_state import BlockOptions, answers, prepare
-from diffgr_jax.decoding.policies import Confidence, Dynamic, EntropyBounded, Factor, Random, Threshold
+from diffgr_jax.decoding.policies import (
+  POLICIES,
+  Confidence,
+  Dynamic,
+  Entropy,
+  EntropyBounded,
+  Factor,
+  Margin,
+  Random,
+  Sequential,
+  Threshold,
+)
 from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.models.attention import padded_layout, two_stream_layout
 from diffgr_jax.models.cache import init_cache
@@ -90,7 +102,7 @@ def reference(model, alignment, prompt, size, max_new_tokens, steps):
   for b in range(len(prompt) // size, blocks):
     own = np.arange(b * size, (b + 1) * size)
     step = 0
-    while (left := np.flatnonzero(canvas[own] == model.mask)).size and (canvas[:length] == model.mask).any():
+    while (left := np.flatnonzero((canvas[own] == model.mask) & (own < length))).size:
       seen = np.where(np.arange(len(canvas)) < own[-1] + 1, canvas, 0)
       logits = np.asarray(uncached(params, jnp.asarray(seen)[None], model.config, size)[0], np.float64)
       logits[:, 22:] = -np.inf
@@ -115,6 +127,7 @@ def test_agrees_with_an_uncached_decoder(model, alignment, size, steps):
     expected = reference(model, alignment, tokens[row][valid[row]], size, 7, steps)
     ours = row_of(state, row)[0]
     np.testing.assert_array_equal(ours[: length + 7], expected[: length + 7])
+    assert (ours[length + 7 :] == model.mask).all()  # what was not asked for is not decoded
   out, count = answers(state, 7, mask_id=model.mask, pad_id=0)
   np.testing.assert_array_equal(count, [7, 7, 7])
   np.testing.assert_array_equal(out[1], row_of(state, 1)[0][2:9])
@@ -241,20 +254,73 @@ def test_tau_one_commits_one_position_a_pass_even_where_softmax_saturates(model)
   np.testing.assert_array_equal(state.forwards, [8, 8])
 
 
-@pytest.mark.parametrize("policy", [Dynamic(0.15), Factor(2.5), EntropyBounded(3.0)])
-def test_every_kind_of_policy_loops_as_it_steps_and_row_by_row(model, policy):
-  options, how = BlockOptions(4, policy, model.mask), dict(max_new_tokens=7, steps=4, context=8, blocks=3)
+EVERY_POLICY = {
+  "random": Random(),
+  "confidence": Confidence(),
+  "margin": Margin(),
+  "entropy": Entropy(),
+  "sequential": Sequential(),
+  "threshold": Threshold(0.15),
+  "dynamic": Dynamic(0.15),
+  "factor": Factor(2.5),
+  "entropy_bounded": EntropyBounded(3.0),
+}
+AS_MANY_AS_ASKED = ("random", "confidence", "margin", "entropy", "sequential")  # the others commit as they judge
+
+
+def test_no_policy_is_left_out():
+  assert set(EVERY_POLICY) == set(POLICIES)
+
+
+@pytest.fixture(scope="module")
+def shallow(model):
+  """One layer, so that every policy compiles soon; decoded in blocks of 4 with room for 8 + 12 slots."""
+  config = dataclasses.replace(model.config, n_layers=1)
+  return SimpleNamespace(config=config, params=model.params(config=config), shape=dict(context=8, blocks=3))
+
+
+@pytest.mark.parametrize("name", EVERY_POLICY)
+def test_every_policy_loops_as_it_steps_and_row_by_row(model, shallow, name):
+  options, how = BlockOptions(4, EVERY_POLICY[name], model.mask), dict(max_new_tokens=7, steps=4, **shallow.shape)
   tokens, valid = model.prompts([9, 2, 4])
-  static = dict(config=model.config, options=options, **how)
-  whole = decode_blocks(model.params(), tokens, valid, np.arange(3), model.banned, **static)
-  order = [1, 1, 2]  # other neighbours
-  inputs = (model.params(), tokens[order], valid[order], np.array(order), model.banned)
-  *_, (moved, _) = decode_blocks_steps(*inputs, **static)
-  for place, row in enumerate(order):
-    for ours, twin in zip(row_of(whole, row)[:2], row_of(moved, place)[:2], strict=True):
-      np.testing.assert_array_equal(ours, twin)
-    assert int(whole.forwards[row]) == int(moved.forwards[place])
-  assert int(whole.forwards.min()) < 7  # some passes commit several
+  order = [1, 1, 2]  # other neighbours, other padding: a longer context, and prompts padded further
+  wider = [np.pad(x[order], ((0, 0), (3, 0))) for x in (tokens, valid)]
+  texts = []
+  for heat in (0.0, 1.0):
+    static = dict(config=shallow.config, options=options, sampling=make_sampling(heat), **how)
+    whole = decode_blocks(shallow.params, tokens, valid, np.arange(3), model.banned, **static)
+    inputs = (shallow.params, *wider, np.array(order), model.banned)
+    *_, (moved, _) = decode_blocks_steps(*inputs, **static | {"context": 12})
+    for place, row in enumerate(order):
+      for ours, twin in zip(row_of(whole, row)[:2], row_of(moved, place)[:2], strict=True):
+        np.testing.assert_array_equal(ours, twin)
+      assert int(whole.forwards[row]) == int(moved.forwards[place])
+    texts.append(np.asarray(answers(whole, 7, mask_id=model.mask, pad_id=0)[0]))
+    if name in AS_MANY_AS_ASKED:
+      np.testing.assert_array_equal(whole.forwards, [7, 7, 7])  # one a token
+    elif not heat:
+      assert int(whole.forwards.min()) < 7  # some passes commit several
+  assert (texts[0] != texts[1]).any()  # the temperature is read
+
+
+@pytest.mark.parametrize("name", ["confidence", "random"])
+@pytest.mark.parametrize("new_tokens", [1, 5, 6])
+def test_positions_behind_the_budget_cost_no_pass(model, shallow, name, new_tokens):
+  """One position a pass; behind the last token asked for, the last blocks have open positions that nobody wants."""
+  options, lengths = BlockOptions(4, EVERY_POLICY[name], model.mask), [9, 2, 4]
+  how = dict(config=shallow.config, options=options, max_new_tokens=new_tokens, steps=4, **shallow.shape)
+  inputs = (shallow.params, *model.prompts(lengths), np.arange(3), model.banned)
+  state = decode_blocks(*inputs, **how)
+  np.testing.assert_array_equal(state.forwards, [new_tokens] * 3)
+  np.testing.assert_array_equal(answers(state, new_tokens, mask_id=model.mask, pad_id=0)[1], [new_tokens] * 3)
+  for row, length in enumerate(lengths):
+    canvas, step_map, _ = row_of(state, row)
+    np.testing.assert_array_equal(np.sort(step_map[step_map >= 0]), np.arange(new_tokens))  # every pass commits one
+    assert (canvas[length + new_tokens :] == model.mask).all()
+  passes = sum(stats is not None for _, stats in decode_blocks_steps(*inputs, **how | {"context": 12}))
+  blocks = [[(n % 4 + i) // 4 for i in range(new_tokens)] for n in lengths]  # of each token, from its row's first one
+  slowest = [max(row.count(block) for row in blocks) for block in range(3)]
+  assert passes == sum(slowest)  # rows wait for one another, and for nothing else
 
 
 def test_a_stop_freezes_its_row_and_ends_the_answer(model):

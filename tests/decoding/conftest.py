@@ -85,9 +85,9 @@ CONFIG = TransformerConfig(
 def model():
   """A tiny transformer for the decoders with a cache: config, params, and ragged left-padded prompts."""
 
-  def params(seed=0):
+  def params(seed=0, config=CONFIG):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.6, x.shape), jnp.float32), abstract_params(CONFIG))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.6, x.shape), jnp.float32), abstract_params(config))
 
   def prompts(lengths, seed=0, width=None):
     rng = np.random.default_rng(seed)

@@ -1,5 +1,6 @@
 """The evaluation of a run as one record: what it holds, what it may be asked with, and what it says of its training."""
 
+import collections
 import dataclasses
 import json
 
@@ -58,6 +59,11 @@ def test_every_method_stands_beside_the_baselines_with_its_interval(measured, un
       difference = row["Hit@1"] - rows["BM25"]["Hit@1"]
       assert row["Hit@1 - BM25 low"] <= difference + 1e-9
       assert row["Hit@1 - BM25 high"] >= difference - 1e-9
+    assert {"queries/s", "forwards"} <= set(row)
+  assert rows["BM25"]["forwards"] == 0.0
+  assert rows["one-pass"]["forwards"] == 1.0
+  for metric in ("MRR@10", "nDCG@10"):
+    assert rows["one-pass"][f"{metric} - BM25 low"] <= rows["one-pass"][f"{metric} - BM25 high"]
   for name in ("BM25", "LSA", "one-pass", "one-pass, prior-corrected"):
     assert {"Hit@1", "Hit@10", "Hit@100", "MRR@10", "MRR@100", "queries/s"} <= set(rows[name])
   assert [name for name in rows if "NELBO" in rows[name]] == ["one-pass"]
@@ -71,6 +77,19 @@ def test_every_method_stands_beside_the_baselines_with_its_interval(measured, un
   assert {name: rows["BM25"][name] for name in expected} == pytest.approx(expected)
   own, _ = evaluate_method(run, params, methods_of(run.config, run.vocab.mask_id)[0], judged, run.index)
   assert rows["one-pass"]["MRR@100"] == own["MRR@100"]
+
+
+def test_questions_are_grouped_by_the_training_questions_of_their_document(measured, untrained):
+  groups, (_, _, collection) = measured[0]["exposure"]["valid"], untrained
+  asked = collections.Counter(doc_id for query in collection.queries["train"] for doc_id in query.doc_ids)
+  counts = [asked[query.doc_ids[0]] for query in collection.queries["valid"]]
+  assert set(counts) == {1}  # of the small corpus
+  assert list(groups) == ["seen", "1"]
+  for methods in groups.values():
+    assert list(methods) == list(measured[0]["metrics"]["valid"])
+    for name, row in methods.items():
+      assert row["Hit@1"] == pytest.approx(measured[0]["metrics"]["valid"][name]["Hit@1"])
+      assert row["queries"] == 10
 
 
 def test_the_report_prints_every_method_of_every_split(measured, capsys):
@@ -93,7 +112,7 @@ def asked(monkeypatch):
 
   def look(run, params, judged, index, name, baselines):
     seen[name] = (judged, index, baselines)
-    return {"BM25": {"Hit@1": 0.0, "queries": len(judged.texts)}}
+    return {"BM25": {"Hit@1": 0.0, "queries": len(judged.texts)}}, {"BM25": {"Hit@1": np.zeros(len(judged.texts))}}
 
   monkeypatch.setattr(report, "_evaluate_split", look)
   return seen

@@ -126,6 +126,26 @@ def test_grade_zero_is_not_relevant():
     np.testing.assert_array_equal(retrieval.retrieval_metrics(with_zero)[name], values)
 
 
+@pytest.mark.parametrize("least", [2, 3])
+def test_hit_and_mrr_may_count_from_a_higher_grade(least):
+  scores, relevant, grades = tied_problem(9)
+  metrics = retrieval.retrieval_metrics(
+    retrieval.place_in_scores(scores, relevant, grades), HIT_AT, MRR_AT, NDCG_AT, relevant_grade=least
+  )
+  without = 0
+  for q in range(len(scores)):
+    graded = dict(zip(relevant[q], grades[q], strict=True))
+    counted = {document: grade for document, grade in graded.items() if grade >= least}
+    expected = brute_force(scores[q], counted) if counted else {}
+    without += not counted
+    for name in (name for name in metrics if not name.startswith("nDCG")):
+      np.testing.assert_allclose(metrics[name][q], expected.get(name, 0.0), atol=1e-12)
+    for name, value in brute_force(scores[q], graded).items():
+      if name.startswith("nDCG"):
+        np.testing.assert_allclose(metrics[name][q], value, atol=1e-12)
+  assert without > 0 or least == 2
+
+
 @pytest.mark.parametrize(
   "relevant, grades, message",
   [
@@ -210,7 +230,7 @@ def test_a_results_record_survives_json_and_says_where_it_was_made():
   assert record["metrics"] == {"test": {"BM25": {"Hit@1": 0.5, "queries": 4}}}
   assert record["versions"]["numpy"] == np.__version__
   assert record["machine"]["cpus"] >= 1
-  assert set(record) == {"command", "status", "seeds", "settings", "versions", "machine", "metrics"}
+  assert set(record) == {"command", "status", "seeds", "settings", "versions", "machine", "metrics", "exposure"}
 
 
 def test_a_results_record_refuses_an_unknown_status_and_nan():

@@ -5,6 +5,7 @@ from pathlib import Path
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -15,7 +16,9 @@ from diffgr_jax.decoding.denoiser import banned_tokens
 from diffgr_jax.decoding.policies import Confidence
 from diffgr_jax.generation.options import GenerationOptions, make_plan
 from diffgr_jax.generation.text import TextGenerator, find_tokenizer
+from diffgr_jax.models.attention import padded_layout
 from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.models.transformer import bind
 from diffgr_jax.training.pretrained import load_pretrained, read_spec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -106,6 +109,39 @@ def test_blocks_write_text_as_the_trace_says(folder_of):
   assert traced.trace.steps_of(0) <= plain.forwards
 
 
+def test_a_beam_writes_any_text_or_one_of_a_file(folder_of, tmp_path):
+  folder = folder_of("qwen2")
+  greedy = generator(folder, max_new_tokens=5)(PROMPT)
+  narrow = generator(folder, decoder="beam", width=1, max_new_tokens=5)(PROMPT, trace=True)
+  assert (narrow.tokens, narrow.text, narrow.forwards) == (greedy.tokens, greedy.text, greedy.forwards)
+  assert narrow.trace.canvas[-1, 0].tolist() == list(narrow.tokens)
+  wide = generator(folder, decoder="beam", width=6, max_new_tokens=5)(PROMPT)
+  assert len(wide.beams) == 6
+  assert wide.beams[0].text == wide.text
+  assert wide.beams[0].score >= narrow.beams[0].score - 1e-4
+  allowed, lines = tmp_path / "allowed.txt", ["w5 w7", "w5 w7 w9", "w80", "w81 w3"]
+  allowed.write_text("\n".join([*lines, "", ""]))
+  spec, params = load_pretrained(folder)
+  rows = [[*IDS, *(int(word[1:]) for word in line.split()), spec.eos_id] for line in lines]
+  batch = np.zeros((len(rows), 8), np.int32)  # what stands behind a row is not seen
+  for padded, row in zip(batch, rows, strict=True):
+    padded[: len(row)] = row
+  logits = jax.jit(lambda tokens: bind(spec.config, params).logits(bind(spec.config, params)(tokens, layout)))
+  layout = padded_layout(jnp.ones(batch.shape, bool))
+  log_probs = np.asarray(logits(batch), np.float64)[..., : spec.vocab_size]
+  log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
+  scores = {}
+  for row, known in zip(rows, log_probs, strict=True):
+    text = "".join(f"w{token}" for token in row[4:])  # of this tokenizer EOS is a word like any other
+    scores[text] = sum(known[3 + i, token] for i, token in enumerate(row[4:]))
+  chosen = generator(folder, decoder="beam", width=6, allowed=str(allowed))(PROMPT)
+  assert [beam.text for beam in chosen.beams] == sorted(scores, key=scores.get, reverse=True)
+  np.testing.assert_allclose([beam.score for beam in chosen.beams], sorted(scores.values(), reverse=True), atol=1e-3)
+  assert chosen.finish == "eos"
+  among = generator(folder, decoder="beam", width=6, allowed=str(allowed), renormalise=True)(PROMPT)
+  np.testing.assert_allclose(sum(np.exp(beam.score) for beam in among.beams), 1.0, atol=1e-4)
+
+
 def test_what_cannot_be_is_named_before_weights_are_read(tmp_path):
   def spec_of(name):
     return read_spec(GOLDEN / name)
@@ -113,7 +149,13 @@ def test_what_cannot_be_is_named_before_weights_are_read(tmp_path):
   for name, how, message in (
     ("qwen2", dict(decoder="canvas"), "--decoder=canvas does not fit this qwen2 model, whose attention is causal"),
     ("llada", dict(decoder="autoregressive"), "it may be canvas"),
-    ("llada", dict(decoder="beam"), "--decoder is one of autoregressive, canvas, block"),
+    ("llada", dict(decoder="tree"), "--decoder is one of autoregressive, beam, canvas, block"),
+    ("llada", dict(decoder="beam"), "--decoder=beam does not fit this llada model, .* it may be canvas"),
+    ("qwen2", dict(width=2), "--width does not apply to the autoregressive decoder; it applies to beam"),
+    ("qwen2", dict(decoder="beam", width=0), "--width is 0"),
+    ("qwen2", dict(decoder="beam", temperature=1.0), "--temperature does not apply to the beam decoder"),
+    ("qwen2", dict(decoder="beam", renormalise=True), "--renormalise needs --allowed"),
+    ("qwen2", dict(decoder="beam", allowed="x", max_new_tokens=3), "--max_new_tokens does not apply with --allowed"),
     ("qwen2", dict(policy="margin"), "--policy does not apply to the autoregressive decoder; .* canvas, block"),
     ("sdar", dict(guidance=1.0), "--guidance does not apply to the block decoder; it applies to canvas"),
     ("llada", dict(policy="best"), "--policy is one of random"),
@@ -147,3 +189,5 @@ def test_what_cannot_be_is_named_before_weights_are_read(tmp_path):
   assert make_plan(GenerationOptions(mask_id=119), spec_of("fast_dllm_v2")).blocks.shifted_first == "noisy"
   with pytest.raises(FileNotFoundError):
     find_tokenizer(tmp_path)
+  with pytest.raises(FileNotFoundError, match="--allowed=/no/such"):
+    make_plan(GenerationOptions(decoder="beam", allowed="/no/such"), spec_of("qwen2"))

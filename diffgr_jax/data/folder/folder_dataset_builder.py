@@ -15,8 +15,11 @@ import tensorflow_datasets as tfds
 from diffgr_jax.data import storage
 from diffgr_jax.data.folder import reader
 from diffgr_jax.data.records import Document, Query
+from diffgr_jax.data.rows import NO_TEXT, OnBadRow
 
-READER_VERSION = 1  # raise it when the reader's rules change: it is part of the fingerprint
+READER_VERSION = 1
+# Raise a mode's number when the reader's rules change what that mode builds: it is part of the fingerprint.
+RULES: dict[OnBadRow, int] = {"error": 1, "skip": 2}
 
 
 @dataclasses.dataclass(eq=False)
@@ -25,11 +28,11 @@ class FolderConfig(tfds.core.BuilderConfig):
 
   path: str = ""
   part: str = "corpus"
-  on_bad_row: reader.OnBadRow = "error"
+  on_bad_row: OnBadRow = "error"
   fingerprint: str = ""
 
 
-def configs(path: str | Path, on_bad_row: reader.OnBadRow) -> tuple[FolderConfig, FolderConfig]:
+def configs(path: str | Path, on_bad_row: OnBadRow) -> tuple[FolderConfig, FolderConfig]:
   """The configs of a folder's corpus and of its queries.
 
   Raises:
@@ -43,12 +46,12 @@ def configs(path: str | Path, on_bad_row: reader.OnBadRow) -> tuple[FolderConfig
   return corpus, queries
 
 
-def fingerprint(path: str | Path, on_bad_row: reader.OnBadRow) -> str:
+def fingerprint(path: str | Path, on_bad_row: OnBadRow) -> str:
   """sha256 of the names and bytes of the files that would be read, and of how they would be."""
   files = {reader.corpus_file(path)}
   for pair in reader.query_files(path).values():
     files |= {file for file in pair if file}
-  digest = hashlib.sha256(f"{READER_VERSION} {on_bad_row}".encode())
+  digest = hashlib.sha256(f"{RULES[on_bad_row]} {on_bad_row}".encode())
   for file in sorted(files):
     with file.open("rb") as stream:
       content = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -97,4 +100,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       yield document
     if not count:
       raise ValueError(f"{file} has no documents")
+    if skipped[NO_TEXT] == count:
+      raise ValueError(f"{file}: none of its {count} documents has words under 'text'; nothing could be indexed")
     storage.metadata(self)["skipped"] = dict(skipped)

@@ -7,25 +7,36 @@
     FOLDER/qrels/SPLIT.tsv        one file a split
 
 Other files and other keys are ignored. A judgement counts from score 1 up, and its score is kept as the grade. An empty
-title is allowed: the document is then titled by its first words. Blank lines are passed over.
+title is allowed: the document is then titled by its first words. So is an empty text, for old collections have gaps and
+their judgements count them: the document is kept, and counted as without text; without a title either it is called by
+its id. Blank lines are passed over.
 
 With `on_bad_row="error"` the first bad row raises BadRow, `FILE:LINE: ...`; with "skip" bad rows are left out and
 counted.
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
-import json
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 import re
-from typing import Any, Literal
+from typing import Any
 
 from diffgr_jax.data.records import BadRow, Document, Query
+from diffgr_jax.data.rows import (
+  NO_TEXT,
+  TITLE_WORDS,
+  OnBadRow,
+  claim,
+  decode_line,
+  existing,
+  identifier,
+  parse_object,
+  read_rows,
+  string_field,
+)
 
-OnBadRow = Literal["error", "skip"]
 Judgements = dict[str, dict[str, int]]  # query id -> document id -> grade, as far as it is relevant
 
-TITLE_WORDS = 8  # what an untitled document is called by: so many of its first words
 NO_ANSWER = "query without a relevant document"
 UNKNOWN_QUERY = "judgement of an unknown query"
 EXPECTED = "corpus.jsonl (doc_id, title, text), and queries.SPLIT.jsonl or queries.jsonl with qrels.tsv"
@@ -35,24 +46,29 @@ def read_corpus(file: str | Path, on_bad_row: OnBadRow = "error") -> tuple[Itera
   """Streams the documents of a corpus.jsonl.
 
   Returns:
-    The documents, and the counts of skipped rows by fault, complete once the documents are read to the end.
+    The documents, and the counts of skipped rows by fault, complete once the documents are read to the end. Documents
+    without text are counted there too, but kept.
 
   Raises:
     BadRow: while reading, with on_bad_row="error".
     FileNotFoundError: at once, where there is no such file.
   """
-  path, skipped, seen = _existing(file), Counter[str](), set[str]()
+  path, skipped, seen = existing(file), Counter[str](), set[str]()
 
   def parse(line: bytes, place: str) -> Document:
-    row = _parse_object(line, place)
-    doc_id = _identifier(row, ("doc_id", "_id"), place)
-    title, text = _string(row, "title", place), _string(row, "text", place)
+    row = parse_object(line, place)
+    doc_id = identifier(row, ("doc_id", "_id"), place)
+    title, text = string_field(row, "title", place), string_field(row, "text", place)
+    if row.get("text") is None:
+      raise BadRow(
+        place, "no text", f"document {doc_id!r} has no key 'text'; give it one, \"\" where there are no words"
+      )
+    claim(doc_id, seen, "doc_id", place)
     if not text:
-      raise BadRow(place, "empty text", f"document {doc_id!r} has no text; give its key 'text' some words")
-    _claim(doc_id, seen, "doc_id", place)
-    return Document(doc_id, title or " ".join(text.split()[:TITLE_WORDS]), text)
+      skipped[NO_TEXT] += 1
+    return Document(doc_id, title or " ".join(text.split()[:TITLE_WORDS]) or doc_id, text)
 
-  return _read_lines(path, parse, on_bad_row, skipped), skipped
+  return read_rows(path, parse, on_bad_row, skipped), skipped
 
 
 def read_queries(
@@ -69,10 +85,10 @@ def read_queries(
     The queries, and the counts of skipped rows by fault, complete once the queries are read to the end. A query with an
     empty list of answers is left out and counted, not an error.
   """
-  path, skipped, seen = _existing(file), Counter[str](), set[str]()
+  path, skipped, seen = existing(file), Counter[str](), set[str]()
 
   def parse(line: bytes, place: str) -> Query | None:
-    row = _parse_object(line, place)
+    row = parse_object(line, place)
     query_id, text = _question(row, seen, place)
     answers = row.get("doc_ids")
     if not isinstance(answers, list) or any(isinstance(a, bool) or not isinstance(a, str | int) for a in answers):
@@ -85,7 +101,7 @@ def read_queries(
       return None
     return Query(query_id, text, answers)
 
-  return _read_lines(path, parse, on_bad_row, skipped), skipped
+  return read_rows(path, parse, on_bad_row, skipped), skipped
 
 
 def read_judged_queries(
@@ -97,13 +113,13 @@ def read_judged_queries(
     The queries of each split, and the counts of skipped rows by fault. A query that no split answers, and a judgement
     of a query that the file does not have, are counted, not errors.
   """
-  path, skipped, seen = _existing(file), Counter[str](), set[str]()
+  path, skipped, seen = existing(file), Counter[str](), set[str]()
 
   def parse(line: bytes, place: str) -> tuple[str, str]:
-    return _question(_parse_object(line, place), seen, place)
+    return _question(parse_object(line, place), seen, place)
 
   splits: dict[str, list[Query]] = {split: [] for split in judgements}
-  for query_id, text in _read_lines(path, parse, on_bad_row, skipped):
+  for query_id, text in read_rows(path, parse, on_bad_row, skipped):
     answers = {split: graded[query_id] for split, graded in judgements.items() if query_id in graded}
     for split, grades in answers.items():
       splits[split].append(Query(query_id, text, tuple(grades), tuple(grades.values())))
@@ -119,10 +135,10 @@ def read_judgements(
 
   Judgements below 1 say that a document is not relevant: they are left out, and their documents need not exist.
   """
-  path, skipped = _existing(file), Counter[str]()
+  path, skipped = existing(file), Counter[str]()
 
   def parse(line: bytes, place: str) -> tuple[str, str, int] | None:
-    fields = [field.strip() for field in _decode(line, place).rstrip("\r\n").split("\t")]
+    fields = [field.strip() for field in decode_line(line, place).rstrip("\r\n").split("\t")]
     if place.endswith(":1") and fields[-1].lower() == "score":
       return None
     if len(fields) != 3 or not all(fields) or not fields[2].removeprefix("-").isdecimal():
@@ -135,7 +151,7 @@ def read_judgements(
     return query_id, doc_id, grade
 
   judgements: Judgements = {}
-  for query_id, doc_id, grade in _read_lines(path, parse, on_bad_row, skipped):
+  for query_id, doc_id, grade in read_rows(path, parse, on_bad_row, skipped):
     judgements.setdefault(query_id, {})[doc_id] = grade
   return judgements, skipped
 
@@ -209,94 +225,13 @@ def read_splits(folder: str | Path, on_bad_row: OnBadRow = "error") -> tuple[dic
 # --- one line ---
 
 
-def _read_lines(
-  path: Path, parse: Callable[[bytes, str], Any], on_bad_row: OnBadRow, skipped: Counter[str]
-) -> Iterator[Any]:
-  """Yields what `parse` makes of each line that is not blank, None left out."""
-  with path.open("rb") as lines:
-    for number, line in enumerate(lines, start=1):
-      if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
-      if not line.strip():
-        continue
-      try:
-        record = parse(line, f"{path}:{number}")
-      except BadRow as bad:
-        if on_bad_row == "error":
-          raise
-        skipped[bad.kind] += 1
-        continue
-      if record is not None:
-        yield record
-
-
-def _existing(file: str | Path) -> Path:
-  path = Path(file)
-  if not path.is_file():
-    raise FileNotFoundError(f"{path}: no such file")
-  return path
-
-
-def _decode(line: bytes, place: str) -> str:
-  try:
-    return line.decode("utf-8")
-  except UnicodeDecodeError as error:
-    found = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-    raise BadRow(place, "not UTF-8", f"{found} is not UTF-8; save the file as UTF-8") from None
-
-
-def _parse_object(line: bytes, place: str) -> dict[str, Any]:
-  text = _decode(line, place)
-  try:
-    row = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise BadRow(place, "broken JSON", f"broken JSON at column {error.colno}: {error.msg}") from None
-  except (RecursionError, ValueError) as error:  # nested too deep; a number with too many digits
-    raise BadRow(place, "broken JSON", f"unreadable JSON: {error}") from None
-  if not isinstance(row, dict):
-    raise BadRow(place, "not an object", f"a row is a JSON object {{...}}, not a {type(row).__name__}")
-  return row
-
-
-def _identifier(row: dict[str, Any], keys: tuple[str, str], place: str) -> str:
-  for key in keys:
-    value = row.get(key)
-    if isinstance(value, int) and not isinstance(value, bool):
-      return str(value)
-    if isinstance(value, str) and value.strip():
-      return _checked(value, place)
-  raise BadRow(place, "no id", f"no id; a row needs {keys[0]!r} or {keys[1]!r}, a string or a whole number")
-
-
-def _string(row: dict[str, Any], key: str, place: str) -> str:
-  value = row.get(key)
-  if value is not None and not isinstance(value, str):
-    raise BadRow(place, "not a string", f"{key!r} is a {type(value).__name__}; it should be a string")
-  return _checked((value or "").strip(), place)
-
-
-def _checked(value: str, place: str) -> str:
-  """Lets no half of a surrogate pair (a JSON escape such as \\ud800) through: no file could hold it."""
-  try:
-    value.encode("utf-8")
-  except UnicodeEncodeError:
-    raise BadRow(place, "not UTF-8", "an escape \\ud800 to \\udfff stands for no character") from None
-  return value
-
-
 def _question(row: dict[str, Any], seen: set[str], place: str) -> tuple[str, str]:
-  query_id = _identifier(row, ("query_id", "_id"), place)
-  text = _string(row, "query", place) or _string(row, "text", place)
+  query_id = identifier(row, ("query_id", "_id"), place)
+  text = string_field(row, "query", place) or string_field(row, "text", place)
   if not text:
     raise BadRow(place, "empty text", f"query {query_id!r} has no words; give its key 'query' or 'text' some")
-  _claim(query_id, seen, "query_id", place)
+  claim(query_id, seen, "query_id", place)
   return query_id, text
-
-
-def _claim(identifier: str, seen: set[str], key: str, place: str) -> None:
-  if identifier in seen:
-    raise BadRow(place, "duplicate id", f"duplicate {key} {identifier!r}; ids must be unique in a file")
-  seen.add(identifier)
 
 
 def _check_document(doc_id: str, doc_ids: Container[str] | None, place: str) -> None:

@@ -29,9 +29,8 @@ BAD_DOCUMENTS = [
   ("[" * 100_000, "broken JSON", "JSON"),
   ('["b", "words"]', "not an object", "not a list"),
   ("null", "not an object", "not a NoneType"),
-  ({"doc_id": "b", "title": "", "text": ""}, "empty text", "document 'b' has no text"),
-  ({"doc_id": "b", "title": "T", "text": " \n"}, "empty text", "document 'b' has no text"),
-  ({"doc_id": "b", "title": "T"}, "empty text", "document 'b' has no text"),
+  ({"doc_id": "b", "title": "T"}, "no text", "document 'b' has no key 'text'"),
+  ({"doc_id": "b", "title": "T", "text": None}, "no text", "document 'b' has no key 'text'"),
   ({"doc_id": "b", "text": ["words"]}, "not a string", "'text' is a list"),
   ({"doc_id": "b", "title": 3, "text": "words"}, "not a string", "'title' is a int"),
   (b'{"doc_id": "b", "text": "caf\xe9"}', "not UTF-8", "byte 0xe9 at column 29"),
@@ -51,6 +50,15 @@ def test_bad_document(tmp_path, row, kind, message):
   documents, skipped = reader.read_corpus(file, "skip")
   assert [document.doc_id for document in documents] == ["a", "z"]
   assert skipped == {kind: 1}
+
+
+def test_a_document_without_text_is_kept_and_counted(tmp_path):
+  empty = [{"doc_id": "b", "title": "T", "text": " \n"}, {"doc_id": "c", "title": "", "text": ""}]
+  file = write(tmp_path / "corpus.jsonl", GOOD, *empty)
+  for mode in ("error", "skip"):
+    documents, counted = reader.read_corpus(file, mode)
+    assert list(documents)[1:] == [Document("b", "T", ""), Document("c", "c", "")]
+    assert counted == {"document without text, kept": 2}
 
 
 BAD_QUERIES = [

@@ -1,0 +1,1 @@
+"""MS MARCO, passages or documents, whole or the 300k subset."""

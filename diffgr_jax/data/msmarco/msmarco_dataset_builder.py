@@ -1,0 +1,13 @@
+"""The TFDS builder of `msmarco`, over the parts that reader.py's records are staged in."""
+
+import tensorflow_datasets as tfds
+
+from diffgr_jax.data.staging import StagedBuilder
+
+READER_VERSION = 1  # raise it when the reader's rules change: it is part of the fingerprint
+
+
+class Builder(StagedBuilder):
+  """MS MARCO: documents or passages, and the questions they answer."""
+
+  VERSION = tfds.core.Version(f"{READER_VERSION}.0.0")

@@ -1,0 +1,1 @@
+"""NQ320K: the pages of Natural Questions, and the questions they answer."""

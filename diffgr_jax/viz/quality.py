@@ -1,0 +1,166 @@
+"""Pictures of results.json files: what quality costs in speed, and how it grows with scale.
+
+quality and speed     a point for each method of each record: queries a second (log) against the metric; those that no
+                      other one beats in both are joined
+quality and scale     a line for each method: documents, parameters or training examples (log) against the metric; where
+                      records agree in the scale, a point for each, and the line goes through their mean
+
+Every point is a figure that a record holds, on one split; nothing is fitted. Speeds compare on one machine only:
+records of several machines in one picture are refused.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from diffgr_jax.viz.clusters import COLOURS, FAINT, INK
+
+Record = Mapping[str, Any]
+SCALES = {"documents": "documents in the index", "parameters": "parameters", "examples": "training examples"}
+_MARKERS = "os^Dvp*XP<>"
+
+
+def read_records(files: Sequence[str | Path]) -> dict[str, Record]:
+  """Reads results.json files; a record is called by its file's name, or by its folder's if that is results.json.
+
+  Raises:
+    FileNotFoundError, ValueError: no such file, one that is no record of retrieval, or two of one name.
+  """
+  records: dict[str, Record] = {}
+  for file in map(Path, files):
+    if not file.is_file():
+      raise FileNotFoundError(f"{file}: no such file; `main` and `evaluate` write results.json")
+    name = file.resolve().parent.name if file.stem == "results" else file.stem
+    try:
+      record = json.loads(file.read_text(encoding="utf-8"))
+      right = all("queries" in figures for methods in record["metrics"].values() for figures in methods.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+      record, right = {}, False
+    if not right:
+      raise ValueError(f"{file} is no results.json of retrieval: metrics by split and method are expected")
+    if name in records:
+      raise ValueError(f"two records are called {name!r}; rename one of the files")
+    records[name] = record
+  return records
+
+
+def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, metric: str = "Hit@1") -> Path:
+  """Draws quality against speed, and writes the picture.
+
+  Args:
+    records: by name (`read_records`).
+    path: of the PNG.
+    split: whose figures are drawn; records without it are left out.
+    metric: on the vertical axis; methods without it are left out.
+
+  Raises:
+    ValueError: no record has that figure, or they are of several machines.
+  """
+  machines = {json.dumps(record["machine"], sort_keys=True) for record in records.values()}
+  if len(machines) > 1:
+    raise ValueError(f"the records are of {len(machines)} machines; queries a second compare on one machine only")
+  points = [
+    (name, method, figures["queries/s"], figures[metric], figures.get("forwards"))
+    for name, record in records.items()
+    for method, figures in record["metrics"].get(split, {}).items()
+    if metric in figures and "queries/s" in figures
+  ]
+  if not points:
+    raise ValueError(_nothing(records, split, f"{metric} and queries/s"))
+  axes, figure = _axes(f"{metric} against speed, {split}")
+  methods = list(dict.fromkeys(method for _, method, *_ in points))
+  for i, name in enumerate(records):
+    for _, method, speed, quality, forwards in (point for point in points if point[0] == name):
+      note = "" if forwards is None else f", {forwards:.3g} forward{'s' * (forwards != 1)}"
+      axes.scatter(
+        speed, quality, s=70, marker=_MARKERS[i % len(_MARKERS)], color=_colour(methods.index(method)), zorder=3,
+        edgecolors="white", linewidths=0.6, clip_on=False,
+        label=f"{name}: {method}{note}" if len(records) > 1 else f"{method}{note}",
+      )  # fmt: skip
+  best = _frontier([(speed, quality) for _, _, speed, quality, _ in points])
+  axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1.5, zorder=1)
+  axes.set(xscale="log", xlabel="queries per second", ylabel=metric)
+  return _write(figure, axes, path)
+
+
+def draw_scale(
+  records: Mapping[str, Record], path: str | Path, *, split: str, metric: str = "Hit@1", scale: str = "documents"
+) -> Path:
+  """Draws quality against scale, a line for each method, and writes the picture.
+
+  Args:
+    records: by name; their settings hold the scale.
+    path: of the PNG.
+    split: whose figures are drawn.
+    metric: on the vertical axis.
+    scale: documents, parameters or examples.
+
+  Raises:
+    ValueError: another scale, no record with that figure and scale, or records of one size only.
+  """
+  if scale not in SCALES:
+    raise ValueError(f"scale is one of {', '.join(SCALES)}, not {scale!r}")
+  lines: dict[str, list[tuple[float, float]]] = {}
+  for record in records.values():
+    for method, figures in record["metrics"].get(split, {}).items():
+      if metric in figures and scale in record["settings"]:
+        lines.setdefault(method, []).append((record["settings"][scale], figures[metric]))
+  if not lines:
+    raise ValueError(_nothing(records, split, f"{metric} and settings.{scale}"))
+  ticks = sorted({size for points in lines.values() for size, _ in points})
+  if len(ticks) == 1:
+    raise ValueError(f"all records have {ticks[0]:,.0f} {scale}; quality against scale needs records of several")
+  axes, figure = _axes(f"{metric} against {SCALES[scale]}, {split}")
+  for i, (method, points) in enumerate(lines.items()):
+    by_size: dict[float, list[float]] = {}
+    for size, value in sorted(points):
+      by_size.setdefault(size, []).append(value)
+    look: dict[str, Any] = dict(color=_colour(i), clip_on=False)
+    axes.plot(list(by_size), [sum(values) / len(values) for values in by_size.values()], **look)
+    axes.scatter(*zip(*points, strict=True), marker=_MARKERS[i % len(_MARKERS)], label=method, zorder=3, **look)
+  axes.set(xscale="log", xlabel=SCALES[scale], ylabel=metric)
+  axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+  axes.minorticks_off()
+  return _write(figure, axes, path)
+
+
+def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+  """The points that no other one beats in speed and quality, fastest last."""
+  best: list[tuple[float, float]] = []
+  for speed, quality in sorted(points, reverse=True):
+    if not best or quality > best[-1][1]:
+      best.append((speed, quality))
+  return best[::-1]
+
+
+def _axes(title: str) -> tuple[Axes, Figure]:
+  figure = Figure(figsize=(10, 5), layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.subplots()
+  axes.set_title(title, color=INK, fontsize=12)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.grid(alpha=0.25)
+  return axes, figure
+
+
+def _colour(i: int) -> str:
+  return COLOURS[i % len(COLOURS)]
+
+
+def _write(figure: Figure, axes: Axes, path: str | Path) -> Path:
+  axes.set_ylim(bottom=0)
+  axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=130)
+  return path
+
+
+def _nothing(records: Mapping[str, Record], split: str, what: str) -> str:
+  splits = sorted({name for record in records.values() for name in record["metrics"]})
+  return f"no record has {what} on the split {split!r}; there are the splits {', '.join(splits) or 'none'}"
