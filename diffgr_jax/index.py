@@ -199,8 +199,9 @@ def _documents(corpus: str) -> list[Document]:
     raise ValueError(f"--data_dir says where the built {corpus} is kept, for runs to read it (config.data_dir)")
   with tempfile.TemporaryDirectory() as scratch:
     data_dir = _DATA_DIR.value or scratch
-    how = dict(on_bad_row=_BAD_ROW.value, selection=Selection(_WORDS.value, _LIMIT.value, _PART.value))
-    return list(load_collection(corpus, path=_PATH.value, data_dir=data_dir, **how).documents)
+    selection, bad = Selection(_WORDS.value, _LIMIT.value, _PART.value), _BAD_ROW.value
+    collection = load_collection(corpus, path=_PATH.value, data_dir=data_dir, on_bad_row=bad, selection=selection)
+    return list(collection.documents)
 
 
 def _own_vectors(index: CodeIndex) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from diffgr_jax.training.options import check_batch, check_config
 @pytest.mark.parametrize(
   "change, message",
   [
-    (dict(dataset="wiki"), "config.dataset is one of pydocs, folder, not 'wiki'"),
+    (dict(dataset="wiki"), "config.dataset is one of pydocs, folder, nq320k, msmarco, not 'wiki'"),
     (dict(process="mask"), "config.process is one of random_time, exact_count"),
     (dict(policy="best"), "config.policy is one of random, confidence"),
     (dict(schedule="quadratic"), "config.schedule is one of linear, cosine"),
@@ -21,6 +21,11 @@ from diffgr_jax.training.options import check_batch, check_config
     (dict(warmup_steps=2000), r"config.warmup_steps \(2000\) must be below config.steps"),
     (dict(microbatches=7), r"config.batch_size .* must be a multiple of config.microbatches \(7\)"),
     (dict(dataset="folder"), "config.dataset_path must name the folder"),
+    (dict(dataset="nq320k"), "the folder or the URL of the files of nq320k, or be 'public'"),
+    (dict(dataset_part="pages"), "config.dataset_part is one of documents, passages, not 'pages'"),
+    (dict(dataset_limit=-1), "config.dataset_limit is at least 0, not -1"),
+    (dict(relevant_grade=0), "config.relevant_grade is at least 1, not 0"),
+    (dict(pseudo_queries="/no/such.jsonl"), "config.pseudo_queries is 'spans' or a .jsonl file that exists"),
     (dict(document_weight=0.5, ce_chunk=128), "config.ce_chunk must be 0"),
     (dict(docid="words"), "config.docid is one of title, leading, codes, not 'words'"),
     (dict(docid="codes"), "config.docid_index must name a file when config.docid is 'codes'"),
