@@ -43,7 +43,7 @@ _MAY_CHANGE = {
 _OLDER = {
   "attention": "auto", "decode_rules": DECODE_RULES, "docid": "title", "docid_index": "", "docid_levels": 0,
   "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
-  "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ("query", "value"),
+  "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ["query", "value"],
 }  # fmt: skip
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
