@@ -44,7 +44,7 @@ def scale(config: TransformerConfig) -> float:
 
 def without_adapters(config: TransformerConfig) -> TransformerConfig:
   """The config of the base model, and of the merged one."""
-  return dataclasses.replace(config, lora_rank=0, lora_targets=())
+  return dataclasses.replace(config, lora_rank=0, lora_alpha=TransformerConfig.lora_alpha, lora_targets=())
 
 
 def split_adapters(params: Params) -> tuple[Params, Params]:

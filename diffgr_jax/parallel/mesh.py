@@ -54,7 +54,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
   """
   devices = jax.devices() if devices is None else devices
   shape = mesh_shape(sizes, len(devices))
-  slices = len({device.slice_index for device in devices if device.platform == "tpu"})
+  slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
   if slices > 1:
     if shape["replica"] % slices:
       raise ValueError(f"the mesh axis replica ({shape['replica']}) must be a multiple of the {slices} slices")

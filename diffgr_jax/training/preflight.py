@@ -223,23 +223,48 @@ def _one_pass(config: Config, job: Plan, mesh: Mesh) -> Program:
   )
 
 
+def _abstract(build: Callable[[], Any], place: Callable[[Any], NamedSharding]) -> tuple[list[Any], Any]:
+  """Shapes and places of the leaves of what `build` makes, and its tree.
+
+  Apart, for a state whose fields must be arrays cannot itself hold shapes.
+  """
+  trees = []
+
+  def leaves() -> list[Any]:
+    flat, tree = jax.tree.flatten(build())
+    trees.append(tree)
+    return flat
+
+  return [_array(x.shape, x.dtype, place(x)) for x in jax.eval_shape(leaves)], trees[0]
+
+
 def _canvas(config: Config, job: Plan, mesh: Mesh) -> Program:
   params, prompt, index, banned, denoiser = _decoding(config, job, mesh)
   model, rows, length = job.model, prompt.shape[0], job.canvas_length
   options = DecodeOptions(make_policy(config.policy, config.threshold), Vocabulary.mask_id, remask=config.remask)
-  start = functools.partial(init_state, mask_id=Vocabulary.mask_id)
-  ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
-  state = jax.eval_shape(start, ints(rows, length), ints(rows), banned, index["codes"])
-  by_row = lambda x: _place(mesh, model, "batch") if x.ndim else replicated(mesh)
-  state = with_shardings(state, jax.tree.map(by_row, state))
-  alive = _array((rows, index["codes"].shape[0]), jnp.bool_, _place(mesh, model, "batch", "documents"))
-  state = dataclasses.replace(state, alive=alive)
-  sampling = jax.tree.map(lambda x: _array(x.shape, x.dtype, replicated(mesh)), jax.eval_shape(make_sampling))
+  by_document, by_row = _place(mesh, model, "batch", "documents"), _place(mesh, model, "batch")
+
+  def start() -> Any:
+    canvas, codes = jnp.zeros((rows, length), jnp.int32), jnp.zeros(index["codes"].shape, jnp.int32)
+    banned = jnp.zeros(model.vocab_size, bool)
+    return init_state(canvas, jnp.zeros(rows, jnp.int32), banned, codes, Vocabulary.mask_id)
+
+  def place(x: Any) -> NamedSharding:
+    if x.dtype == jnp.bool_:  # the documents that a canvas can still become
+      return by_document
+    return by_row if x.ndim else replicated(mesh)
+
+  state, tree = _abstract(start, place)
+
+  def step(params, prompt, state, banned, codes, of_rows, steps):
+    how = dict(denoise=denoiser, options=options, rows=of_rows)
+    state, _ = denoise_step(params, prompt, tree.unflatten(state), banned, codes, steps, make_sampling(), **how)
+    return jax.tree.leaves(state)
 
   def lower():
     with jax.set_mesh(mesh):
-      steps, how = _array((), jnp.int32, replicated(mesh)), dict(denoise=denoiser, options=options, rows=index["rows"])
-      return denoise_step.lower(params, prompt, state, banned, index["codes"], steps, sampling, **how)
+      steps = _array((), jnp.int32, replicated(mesh))
+      return jax.jit(step).lower(params, prompt, state, banned, index["codes"], index["rows"], steps)
 
   whole = config.prompt_length + length
   return Program(
@@ -257,22 +282,21 @@ def _cached(config: Config, job: Plan, mesh: Mesh) -> Program:
   model, rows, slots = job.model, prompt.shape[0], config.prompt_length + job.canvas_length
   laid_out = jax.eval_shape(functools.partial(decoding_params, model), params)
   params = with_shardings(laid_out, tree_shardings(mesh, laid_out, decoding_axes(model), model.rules))
-  with jax.set_mesh(mesh):
-    cache = jax.eval_shape(functools.partial(init_cache, model, rows, slots))
   stored, by_row = _place(mesh, model, ("batch", "kv_heads"), None, None), _place(mesh, model, "batch")
-  cache = with_shardings(cache, jax.tree.map(lambda x: stored if x.ndim == 3 else by_row, cache))
+  with jax.set_mesh(mesh):
+    cache, tree = _abstract(lambda: init_cache(model, rows, slots), lambda x: stored if x.ndim == 3 else by_row)
   token = _array((rows, 1), jnp.int32, by_row)
-  layout = jax.eval_shape(lambda token: Layout(token, token, token > 0), token)
-  layout = with_shardings(layout, jax.tree.map(lambda _: by_row, layout))
 
-  def step(params, tokens, layout, cache, offset):
-    hidden, cache = inference.extend(model, params, tokens, layout, cache, offset, pattern="causal")
-    return inference.logits(model, params, hidden), cache
+  def step(params, token, position, cache, offset):
+    layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position, bool))
+    held = tree.unflatten(cache)
+    hidden, new = inference.extend(model, params, token, layout, held, offset, pattern="causal")
+    return inference.logits(model, params, hidden), jax.tree.leaves(new)
 
   def lower():
     with jax.set_mesh(mesh):
       offset = _array((), jnp.int32, replicated(mesh))
-      return jax.jit(step, donate_argnums=3).lower(params, token, layout, cache, offset)
+      return jax.jit(step, donate_argnums=3).lower(params, token, token, cache, offset)
 
   body, head = matmul_flops(model)
   seen = 4 * model.n_layers * model.n_heads * model.head_dim * slots

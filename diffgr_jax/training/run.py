@@ -47,9 +47,9 @@ _MAY_CHANGE = {
 _OLDER = {
   "attention": "auto", "decode_rules": DECODE_RULES, "docid": "title", "docid_index": "", "docid_levels": 0,
   "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
-  "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ("query", "value"),
+  "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ["query", "value"],
   "pattern": "bidirectional", "code_head": False, "spare_unasked": False,
-  "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": (),
+  "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": [],
   "topk_steps": 0, "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
   "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
   "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",

@@ -111,8 +111,8 @@ def test_no_logits_are_ever_rounded_to_bfloat16():
   hidden, unembedding, bias = (x.astype(jnp.bfloat16) for x in (hidden, unembedding, bias))
   loss = lambda h, u, b: cross_entropy.chunked_token_nll(h, u, b, targets, 37, 12).sum()
   program = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(hidden, unembedding, bias))
-  assert "f32[8,12]" in program  # tokens x chunk
-  assert "bf16[8,12]" not in program
+  assert "f32[8,1,12]" in program  # tokens x devices x chunk
+  assert "bf16[8,1,12]" not in program
 
 
 def test_a_target_in_the_padding_is_infinite_and_its_zero_cotangent_harmless():
