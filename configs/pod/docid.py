@@ -1,7 +1,8 @@
 """DocID training and decoding on TPU slices: `--config=configs/pod/docid.py:size=8b,job=train`.
 
-Qwen3's shapes over its vocabulary, and learned DocIDs of 32 codes. `pretrained=DIR` starts from a Hugging Face folder;
-without it, weights are random. docs/pods.md says which slices these were compiled for, with
+Qwen3's shapes over its vocabulary, and titles of up to 32 tokens; with `index=FILE.npz` learned DocIDs instead, of up
+to 32 levels (rows for them are there in any case). `pretrained=DIR` starts from a Hugging Face folder; without it,
+weights are random. docs/pods.md says which slices these were compiled for, with
 `python -m diffgr_jax.preflight`.
 """
 
@@ -25,15 +26,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   for name, value, allowed in (("size", size, SIZES), ("job", job, ("train", "decode"))):
     if value not in allowed:
       raise ValueError(f"--config=...:{name}={value}: {name} is one of {', '.join(allowed)}")
-  index, pretrained = given.pop("index", "index.npz"), given.pop("pretrained", "")
+  index, pretrained = given.pop("index", ""), given.pop("pretrained", "")
   given = {"path": "corpus", "steps": "20000"} | given
   config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()) + ",dataset=folder")
   with config.unlocked():
     config.split_case = False
     config.eval_splits = ()
-    config.docid, config.docid_index = "codes", index
+    config.docid, config.docid_index = "codes" if index else "title", index
     config.docid_levels, config.docid_codes = 32, 256
-    config.canvas_length = 0
+    config.canvas_length = 32
     config.prompt_length = 224  # and a canvas of 32: 256 positions
     config.vocab_size = 151_936
 
@@ -48,7 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.param_dtype = "float32" if job == "train" else "bfloat16"
 
     config.document_weight = 0.0  # the term needs all logits, and all documents at every step
-    config.ce_chunk = 16_384
+    config.ce_chunk = 0 if index else 16_384  # codes have few logits
     config.batch_size = 1024
     config.learning_rate = 2e-5
     config.warmup_steps = 500

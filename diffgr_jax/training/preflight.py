@@ -30,7 +30,7 @@ from diffgr_jax.models import inference
 from diffgr_jax.models.attention import Layout
 from diffgr_jax.models.cache import init_cache
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
 from diffgr_jax.models.flops import forward_flops, matmul_flops, train_step_flops
 from diffgr_jax.models.hf import read_spec
 from diffgr_jax.models.inference import decoding_axes, decoding_params
@@ -137,7 +137,7 @@ def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
     "doc_index": _array((config.batch_size,), jnp.int32, rows),
     "asked": _array((config.batch_size,), jnp.bool_, rows),
   }
-  index = _index(job, replicated(mesh), replicated(mesh)) if config.document_weight else {}
+  index = _index(config, job, replicated(mesh), replicated(mesh)) if config.document_weight else {}
   stage = planned_stage(config, job)
 
   def lower():
@@ -159,11 +159,12 @@ def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
 
 def planned_stage(config: Config, job: Plan) -> DocIdStage:
   """The stage of the job: `Run.stage`, but that every row of the vocabulary is in use."""
+  denoiser, mask_id, columns = _canvas_of(config, job)
   return DocIdStage(
-    denoiser=CanvasDenoiser(job.model, Vocabulary.pad_id, slots=config.slot_embeddings),
+    denoiser=denoiser,
     process=make_process(config.process, config.schedule, config.all_masked_fraction),
-    mask_id=Vocabulary.mask_id,
-    valid_size=job.model.vocab_size,
+    mask_id=mask_id,
+    valid_size=mask_id if config.docid == CODES else columns,
     antithetic=config.antithetic,
     ce_chunk=config.ce_chunk,
     document_weight=config.document_weight,
@@ -171,20 +172,30 @@ def planned_stage(config: Config, job: Plan) -> DocIdStage:
   )
 
 
-def _index(job: Plan, documents: NamedSharding, whole: NamedSharding) -> dict[str, Any]:
+def _canvas_of(config: Config, job: Plan) -> tuple[CanvasDenoiser | CodeDenoiser, int, int]:
+  """The denoiser, MASK and the columns of a position's logits: of the vocabulary, or of a level's codes (`Run`)."""
+  canvas = CanvasDenoiser(job.model, Vocabulary.pad_id, slots=config.slot_embeddings, pattern=config.pattern)
+  if config.docid != CODES:
+    return canvas, Vocabulary.mask_id, job.model.vocab_size
+  size = config.docid_codes
+  first_code = job.model.vocab_size - config.docid_levels * size
+  return CodeDenoiser(canvas, Vocabulary.mask_id, first_code, size), size, size + 1
+
+
+def _index(config: Config, job: Plan, documents: NamedSharding, whole: NamedSharding) -> dict[str, Any]:
   """What `Run.device_index` puts on the devices."""
-  shape = (job.documents, job.canvas_length)
+  shape, columns = (job.documents, job.canvas_length), _canvas_of(config, job)[2]
   return {
     "codes": _array(shape, jnp.int32, documents),
     "scored": _array(shape, jnp.bool_, documents),
     "asked": _array(shape[:1], jnp.bool_, whole),
-    "log_frequency": _array((job.canvas_length, job.model.vocab_size), jnp.float32, whole),
-    "rows": _array((job.model.vocab_size,), jnp.int32, whole),
+    "log_frequency": _array((job.canvas_length, columns), jnp.float32, whole),
+    "rows": _array((columns,), jnp.int32, whole),
   }
 
 
 def _decoding(config: Config, job: Plan, mesh: Mesh) -> tuple[Any, ...]:
-  """Weights, prompts, index, banned tokens and denoiser of the canvas decoders."""
+  """Weights, prompts, index, banned tokens, denoiser and MASK of the canvas decoders."""
   model = job.model
   shards = batch_shards(mesh)
   batch = -(-config.eval_batch_size // shards) * shards
@@ -194,9 +205,10 @@ def _decoding(config: Config, job: Plan, mesh: Mesh) -> tuple[Any, ...]:
   prompt = _array((batch, config.prompt_length), jnp.int32, _place(mesh, model, "batch"))
   parts = _split(mesh, model, "documents")
   padded = dataclasses.replace(job, documents=-(-job.documents // parts) * parts)
-  index = _index(padded, _place(mesh, model, "documents"), replicated(mesh))
-  banned = _array((model.vocab_size,), jnp.bool_, replicated(mesh))
-  return params, prompt, index, banned, CanvasDenoiser(model, Vocabulary.pad_id, slots=config.slot_embeddings)
+  index = _index(config, padded, _place(mesh, model, "documents"), replicated(mesh))
+  denoiser, mask_id, columns = _canvas_of(config, job)
+  banned = _array((columns,), jnp.bool_, replicated(mesh))
+  return params, prompt, index, banned, denoiser, mask_id
 
 
 def _split(mesh: Mesh, model: TransformerConfig, axis: str) -> int:
@@ -205,12 +217,12 @@ def _split(mesh: Mesh, model: TransformerConfig, axis: str) -> int:
 
 
 def _one_pass(config: Config, job: Plan, mesh: Mesh) -> Program:
-  params, prompt, index, banned, denoiser = _decoding(config, job, mesh)
+  params, prompt, index, banned, denoiser, mask_id = _decoding(config, job, mesh)
   model, whole = job.model, config.prompt_length + job.canvas_length
 
   def lower():
     with jax.set_mesh(mesh):
-      how = dict(denoise=denoiser, mask_id=Vocabulary.mask_id, k=min(TOP, job.documents), rules=model.rules)
+      how = dict(denoise=denoiser, mask_id=mask_id, k=min(TOP, job.documents), rules=model.rules)
       prior = index["log_frequency"] if config.prior_weight else None
       return one_pass_retrieve.lower(params, prompt, index["codes"], index["scored"], banned, prior, **how)
 
@@ -239,15 +251,14 @@ def _abstract(build: Callable[[], Any], place: Callable[[Any], NamedSharding]) -
 
 
 def _canvas(config: Config, job: Plan, mesh: Mesh) -> Program:
-  params, prompt, index, banned, denoiser = _decoding(config, job, mesh)
+  params, prompt, index, banned, denoiser, mask_id = _decoding(config, job, mesh)
   model, rows, length = job.model, prompt.shape[0], job.canvas_length
-  options = DecodeOptions(make_policy(config.policy, config.threshold), Vocabulary.mask_id, remask=config.remask)
+  options = DecodeOptions(make_policy(config.policy, config.threshold), mask_id, remask=config.remask)
   by_document, by_row = _place(mesh, model, "batch", "documents"), _place(mesh, model, "batch")
 
   def start() -> Any:
     canvas, codes = jnp.zeros((rows, length), jnp.int32), jnp.zeros(index["codes"].shape, jnp.int32)
-    banned = jnp.zeros(model.vocab_size, bool)
-    return init_state(canvas, jnp.zeros(rows, jnp.int32), banned, codes, Vocabulary.mask_id)
+    return init_state(canvas, jnp.zeros(rows, jnp.int32), jnp.zeros(banned.shape, bool), codes, mask_id)
 
   def place(x: Any) -> NamedSharding:
     if x.dtype == jnp.bool_:  # the documents that a canvas can still become
@@ -278,7 +289,7 @@ def _canvas(config: Config, job: Plan, mesh: Mesh) -> Program:
 
 def _cached(config: Config, job: Plan, mesh: Mesh) -> Program:
   """One new token a row; the cache has room for the prompt and the canvas."""
-  params, prompt, _, _, _ = _decoding(config, job, mesh)
+  params, prompt, *_ = _decoding(config, job, mesh)
   model, rows, slots = job.model, prompt.shape[0], config.prompt_length + job.canvas_length
   laid_out = jax.eval_shape(functools.partial(decoding_params, model), params)
   params = with_shardings(laid_out, tree_shardings(mesh, laid_out, decoding_axes(model), model.rules))

@@ -27,8 +27,8 @@ def tiny():
   config = get_config("size=1b")
   with config.unlocked():
     config.update(
-      d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=300, docid_levels=4,
-      docid_codes=8, prompt_length=12, batch_size=8, eval_batch_size=8, ce_chunk=128, attention="reference",
+      d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=300, canvas_length=4,
+      docid_levels=4, docid_codes=8, prompt_length=12, batch_size=8, eval_batch_size=8, ce_chunk=128, attention="reference",
       compute_dtype="float32",
     )  # fmt: skip
     config.mesh.update(data=1, fsdp=4, tensor=2)
@@ -53,6 +53,18 @@ def test_every_step_is_compiled_from_its_config_alone(tiny, step):
     assert program.flops == train_step_flops(job.model, 8, 16, "bidirectional", logits_positions=4)
     assert 1.9 < memory.held["optimizer"] / memory.held["weights"] < 2.1
   assert ("cache" in memory.held) == (step == "cached")
+
+
+@pytest.mark.parametrize("step", ["train", "one_pass", "canvas"])
+def test_learned_docids_have_logits_of_a_level_only(tiny, step):
+  with tiny.unlocked():
+    tiny.update(docid="codes", docid_index="codes.npz", ce_chunk=0, prior_weight=1.0)
+  job, mesh = plan(tiny, 9, step), make_mesh(tiny.mesh.to_dict())
+  program = make_program(step, tiny, job, mesh)
+  memory = memory_of(program, aot.compile_for(program.lower), CHIPS["v5e"])
+  assert memory.fits
+  if step != "train":
+    assert memory.held["DocID index"] < 9 * 4 * 8 + 4 * 9 * 4 + 64  # no table of the whole vocabulary
 
 
 def test_a_step_moves_no_more_than_its_weights(tiny):
@@ -89,7 +101,7 @@ def test_time_over_the_network_between_slices_is_counted_at_its_own_rate(tiny):
 
 def test_a_canvas_that_the_data_decides_is_refused(tiny):
   with tiny.unlocked():
-    tiny.update(docid="title", docid_index="", canvas_length=0)
+    tiny.update(canvas_length=0)
   with pytest.raises(ValueError, match=r"config\.canvas_length must be above 0 for a preflight"):
     plan(tiny, 9, "train")
 
