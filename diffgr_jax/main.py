@@ -19,11 +19,13 @@ from diffgr_jax.parallel.preemption import EXIT_CODE, Preempted
 from diffgr_jax.training.host_log import host_log
 from diffgr_jax.training.loop import train_and_evaluate
 from diffgr_jax.training.run import Run, load_data
+from diffgr_jax.training.speed import parse_steps
 from diffgr_jax.viz.worked import show_worked_queries
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "what to train; FILE.py:key=value,...")
 flags.mark_flag_as_required("config")
 _WORKDIR = flags.DEFINE_string("workdir", "workdir", "where data, checkpoints, metrics and results go")
+_PROFILE = flags.DEFINE_string("profile_steps", "", "FIRST:LAST, steps of an xprof trace in WORKDIR/profile")
 _POD = flags.DEFINE_bool("pod", False, "one of several hosts, which JAX finds (Cloud TPU, GKE, Slurm)")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", "", "HOST:PORT of process 0, where JAX cannot find it")
 _PROCESSES = flags.DEFINE_string("num_processes", "", "of the job; with --pod: as many as there must be")
@@ -39,10 +41,11 @@ def main(_) -> int | None:
     process_id=_PROCESS.value,
     environ=os.environ,
   )
+  profile_steps = parse_steps(_PROFILE.value)
   initialize(settings)
   with host_log(workdir):
     try:
-      run, state = train_and_evaluate(config, workdir)
+      run, state = train_and_evaluate(config, workdir, profile_steps=profile_steps)
     except Preempted as told:
       print(told, file=sys.stderr)
       return EXIT_CODE
