@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from diffgr_jax import cli
 from diffgr_jax.evaluation.report import evaluate_run, print_report
-from diffgr_jax.parallel.distributed import initialize, pod_settings
+from diffgr_jax.parallel.distributed import initialize, no_waiting_after_failure, pod_settings
 from diffgr_jax.parallel.preemption import EXIT_CODE, Preempted
 from diffgr_jax.training.host_log import host_log
 from diffgr_jax.training.loop import train_and_evaluate
@@ -43,7 +43,7 @@ def main(_) -> int | None:
   )
   profile_steps = parse_steps(_PROFILE.value)
   initialize(settings)
-  with host_log(workdir):
+  with no_waiting_after_failure(), host_log(workdir):
     try:
       run, state = train_and_evaluate(config, workdir, profile_steps=profile_steps)
     except Preempted as told:
