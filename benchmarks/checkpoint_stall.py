@@ -1,6 +1,6 @@
 """How long a save holds training up: a run of one config with and without checkpoints, step by step.
 
-    python benchmarks/checkpoint_stall.py --config=configs/quickstart.py:steps=60 --every=20
+    python -m benchmarks.checkpoint_stall --config=configs/quickstart.py:steps=60 --every=20
 
 Prints a line for each save (seconds that `save` took before training went on) and the stall: what saves, and the steps
 during which one was written, took more than the median step of the others, as a share of all step time at the interval
@@ -12,10 +12,11 @@ from pathlib import Path
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 import numpy as np
 
+from diffgr_jax import cli
 from diffgr_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py:steps=60", "what is trained")
@@ -59,4 +60,4 @@ def share(stall: float, step: float, every: int) -> str:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  cli.run(main)

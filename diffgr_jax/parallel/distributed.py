@@ -167,6 +167,16 @@ def barrier(what: str) -> None:
   ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * WORK_SECONDS)
 
 
+def compile_together(function: Any, *args: Any, **kwargs: Any) -> None:
+  """Compiles a jitted function in all processes before one of them runs it, where that matters: between CPUs (gloo).
+
+  There the first collective of some devices gives up after 30 s, and a busy host may compile so much longer than another.
+  """
+  if jax.process_count() > 1 and jax.default_backend() == "cpu":
+    function.lower(*args, **kwargs).compile()
+    barrier("compiled")
+
+
 def agreed(value: int) -> int:
   """Process 0's value, in every process."""
   if jax.process_count() == 1:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 from diffgr_jax.data.pipeline import examples_taken, make_train_iterator, skip_to
 from diffgr_jax.data.records import Collection
 from diffgr_jax.evaluation.generative import quick_metrics
-from diffgr_jax.parallel.distributed import process_rows
+from diffgr_jax.parallel.distributed import compile_together, process_rows
 from diffgr_jax.parallel.mesh import batch_shards, make_mesh
 from diffgr_jax.parallel.preemption import Preempted, notice_of_preemption
 from diffgr_jax.parallel.rules import replicated, shard_batch
@@ -106,7 +107,8 @@ def train_and_evaluate(
   writer = MetricWriter(workdir)
   progress = ProgressBar(start=start, total=config.steps, batch_size=config.batch_size)
   profile = StepProfile(profile_steps, workdir)
-  seed, stage, pending = jnp.int32(config.seed), run.stage, None
+  seed, pending = jnp.int32(config.seed), None
+  fixed: dict[str, Any] = dict(stage=run.stage, optimizer=optimizer, microbatches=config.microbatches)
   began = time.monotonic() - recorded_seconds(workdir, start)  # a resumed run goes on counting
   lost = LostTime(repeated=recorded_seconds(workdir) - recorded_seconds(workdir, start))
   lost.begin_training()
@@ -130,16 +132,11 @@ def train_and_evaluate(
       for step in range(start + 1, config.steps + 1):
         rows = _next_batch(iterator, lost, pending)
         profile.before(step)
+        batch = shard_batch(rows, mesh)
         with lost.to("compile") if step == start + 1 else contextlib.nullcontext():
-          state, metrics = train_step(
-            state,
-            shard_batch(rows, mesh),
-            index,
-            seed,
-            stage=stage,
-            optimizer=optimizer,
-            microbatches=config.microbatches,
-          )
+          if step == start + 1:
+            compile_together(train_step, state, batch, index, seed, **fixed)
+          state, metrics = train_step(state, batch, index, seed, **fixed)
         work = work_of_batch(
           rows["prompt"],
           canvas_length=run.index.canvas_length,
