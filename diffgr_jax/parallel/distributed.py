@@ -170,7 +170,7 @@ def barrier(what: str) -> None:
 def compile_together(function: Any, *args: Any, **kwargs: Any) -> None:
   """Compiles a jitted function in all processes before one of them runs it, where that matters: between CPUs (gloo).
 
-  There the first collective of some devices gives up after 30 s, and a busy host may compile so much longer than another.
+  There the first collective gives up after 30 s, and a busy host may compile so much longer than another.
   """
   if jax.process_count() > 1 and jax.default_backend() == "cpu":
     function.lower(*args, **kwargs).compile()
