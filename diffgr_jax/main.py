@@ -43,12 +43,12 @@ def main(_) -> int | None:
   )
   profile_steps = parse_steps(_PROFILE.value)
   initialize(settings)
-  with no_waiting_after_failure(), host_log(workdir):
-    try:
+  try:
+    with no_waiting_after_failure(), host_log(workdir):
       run, state = train_and_evaluate(config, workdir, profile_steps=profile_steps)
-    except Preempted as told:
-      print(told, file=sys.stderr)
-      return EXIT_CODE
+  except Preempted as told:
+    print(told, file=sys.stderr)
+    return EXIT_CODE
   if jax.process_count() > 1:  # evaluation is a program of one process
     if jax.process_index() == 0:
       print(f"trained to step {int(state.step)}; evaluate with python -m diffgr_jax.evaluate --workdir={workdir}")
