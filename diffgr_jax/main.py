@@ -14,16 +14,18 @@ from ml_collections import config_flags
 
 from diffgr_jax import cli
 from diffgr_jax.evaluation.report import evaluate_run, print_report
-from diffgr_jax.parallel.distributed import initialize, pod_settings
+from diffgr_jax.parallel.distributed import initialize, no_waiting_after_failure, pod_settings
 from diffgr_jax.parallel.preemption import EXIT_CODE, Preempted
 from diffgr_jax.training.host_log import host_log
 from diffgr_jax.training.loop import train_and_evaluate
 from diffgr_jax.training.run import Run, load_data
+from diffgr_jax.training.speed import parse_steps
 from diffgr_jax.viz.worked import show_worked_queries
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "what to train; FILE.py:key=value,...")
 flags.mark_flag_as_required("config")
 _WORKDIR = flags.DEFINE_string("workdir", "workdir", "where data, checkpoints, metrics and results go")
+_PROFILE = flags.DEFINE_string("profile_steps", "", "FIRST:LAST, steps of an xprof trace in WORKDIR/profile")
 _POD = flags.DEFINE_bool("pod", False, "one of several hosts, which JAX finds (Cloud TPU, GKE, Slurm)")
 _COORDINATOR = flags.DEFINE_string("coordinator_address", "", "HOST:PORT of process 0, where JAX cannot find it")
 _PROCESSES = flags.DEFINE_string("num_processes", "", "of the job; with --pod: as many as there must be")
@@ -39,13 +41,14 @@ def main(_) -> int | None:
     process_id=_PROCESS.value,
     environ=os.environ,
   )
+  profile_steps = parse_steps(_PROFILE.value)
   initialize(settings)
-  with host_log(workdir):
-    try:
-      run, state = train_and_evaluate(config, workdir)
-    except Preempted as told:
-      print(told, file=sys.stderr)
-      return EXIT_CODE
+  try:
+    with no_waiting_after_failure(), host_log(workdir):
+      run, state = train_and_evaluate(config, workdir, profile_steps=profile_steps)
+  except Preempted as told:
+    print(told, file=sys.stderr)
+    return EXIT_CODE
   if jax.process_count() > 1:  # evaluation is a program of one process
     if jax.process_index() == 0:
       print(f"trained to step {int(state.step)}; evaluate with python -m diffgr_jax.evaluate --workdir={workdir}")

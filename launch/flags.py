@@ -1,8 +1,8 @@
 """What the TPU compiler is told for each kind of chip: `python3 launch/flags.py v5p` prints the LIBTPU_INIT_ARGS.
 
-Each flag stands with the reason why. The names were found in libtpu 0.0.42.1; a libtpu that does not know one stops with
-its name. They change the order of work, not its result. None has been timed here: there was no TPU. `--explain` prints
-the reasons, `--chip-of TYPE` the chip of an accelerator type such as v5litepod-16.
+Each flag stands with the reason why. The names were found in libtpu 0.0.42.1; a libtpu that does not know one stops and
+names it. They change the order of work, not its result. None has been timed: there was no TPU. `--explain` prints the
+reasons, `--chip-of TYPE` the chip of an accelerator type such as v5litepod-16.
 """
 
 import argparse

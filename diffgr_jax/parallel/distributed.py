@@ -10,7 +10,9 @@ metrics) is process 0's; the others wait for it where they read what it wrote (`
 from collections.abc import Iterator, Mapping
 import contextlib
 from dataclasses import dataclass
+import os
 from pathlib import Path
+import sys
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Int
 import numpy as np
+import orbax.checkpoint as ocp
 
 from diffgr_jax.parallel.rules import batch_sharding
 
@@ -27,6 +30,8 @@ ENVIRONMENT = {
   "process_id": "JAX_PROCESS_ID",
 }
 START_SECONDS = 300  # all processes of a job must have come within
+WORK_SECONDS = 6 * 3600  # for what one process does while the others wait, such as building the data
+SHUTDOWN_SECONDS = 60  # the others have ended their work within
 HEARTBEAT_SECONDS = 30  # a process that has not been heard of for so long is dead, and the job with it
 
 
@@ -104,7 +109,11 @@ def initialize(settings: PodSettings) -> None:
   if settings.alone:
     return
   jax.config.update("jax_cpu_collectives_implementation", "gloo")  # read by the CPU backend only
-  limits: dict[str, Any] = dict(initialization_timeout=START_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+  limits: dict[str, Any] = dict(
+    initialization_timeout=START_SECONDS,
+    shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+  )
   try:
     if settings.detect:
       jax.distributed.initialize(**limits)
@@ -115,6 +124,19 @@ def initialize(settings: PodSettings) -> None:
     raise RuntimeError(f"could not join the job at {where}: {str(error).splitlines()[0]}") from None
   if settings.num_processes and jax.process_count() != settings.num_processes:
     raise RuntimeError(f"the job has {jax.process_count()} processes, not {settings.num_processes} (--num_processes)")
+
+
+@contextlib.contextmanager
+def no_waiting_after_failure() -> Iterator[None]:
+  """Ends a process of several at once when it fails: the others wait for it in a collective, and it for them to end."""
+  try:
+    yield
+  except (ValueError, OSError, RuntimeError) as error:
+    if jax.process_count() == 1:
+      raise
+    print(f"error: {error}".splitlines()[0], file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "R"]:
@@ -138,9 +160,21 @@ def in_turn(what: str) -> Iterator[None]:
 
 
 def barrier(what: str) -> None:
-  """Waits until every process is here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(what)
+  """Waits until every process is here, however long the first ones must.
+
+  By the coordination service: a collective of devices gives up after 30 s on a CPU.
+  """
+  ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=1000 * WORK_SECONDS)
+
+
+def compile_together(function: Any, *args: Any, **kwargs: Any) -> None:
+  """Compiles a jitted function in all processes before one of them runs it, where that matters: between CPUs (gloo).
+
+  There the first collective gives up after 30 s, and a busy host may compile so much longer than another.
+  """
+  if jax.process_count() > 1 and jax.default_backend() == "cpu":
+    function.lower(*args, **kwargs).compile()
+    barrier("compiled")
 
 
 def agreed(value: int) -> int:

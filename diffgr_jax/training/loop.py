@@ -1,8 +1,10 @@
 """The training loop: one for every stage."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from diffgr_jax.data.pipeline import asked_documents, examples_taken, make_train
 from diffgr_jax.data.pseudo_queries import read_generated
 from diffgr_jax.data.records import Collection
 from diffgr_jax.evaluation.generative import quick_metrics
-from diffgr_jax.parallel.distributed import process_rows
+from diffgr_jax.parallel.distributed import compile_together, process_rows
 from diffgr_jax.parallel.mesh import batch_shards, make_mesh
 from diffgr_jax.parallel.preemption import Preempted, notice_of_preemption
 from diffgr_jax.parallel.rules import replicated, shard_batch
@@ -22,16 +24,20 @@ from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite,
 from diffgr_jax.training.optimizer import optimizer_of
 from diffgr_jax.training.options import Config, check_batch, check_config, check_mesh
 from diffgr_jax.training.run import Run, prepare_run
+from diffgr_jax.training.speed import LostTime, StepProfile, Work, figures, work_of_batch
 from diffgr_jax.training.start import starting_params
 from diffgr_jax.training.state import TrainState, create_state, state_shardings, train_step
 
 
-def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainState]:
+def train_and_evaluate(
+  config: Config, workdir: str | Path, *, profile_steps: tuple[int, int] | None = None
+) -> tuple[Run, TrainState]:
   """Trains the config's model in `workdir`, from its last checkpoint where there is one, and watches validation.
 
   Args:
     config: see configs/quickstart.py for every field.
     workdir: takes the data, vocabulary, DocIDs, checkpoints, metrics.
+    profile_steps: the first and the last step of an xprof trace.
 
   Returns:
     The run and its final state.
@@ -91,46 +97,77 @@ def train_and_evaluate(config: Config, workdir: str | Path) -> tuple[Run, TrainS
   start = int(state.step)
   writer = MetricWriter(workdir)
   progress = ProgressBar(start=start, total=config.steps, batch_size=config.batch_size)
-  seed, stage, pending = jnp.int32(config.seed), run.stage, None
+  profile = StepProfile(profile_steps, workdir)
+  seed, pending = jnp.int32(config.seed), None
+  fixed: dict[str, Any] = dict(stage=run.stage, optimizer=optimizer, microbatches=config.microbatches)
   began = time.monotonic() - recorded_seconds(workdir, start)  # a resumed run goes on counting
+  lost = LostTime(repeated=recorded_seconds(workdir) - recorded_seconds(workdir, start))
+  lost.begin_training()
+  interval = _Interval(Work(), time.monotonic(), lost.between_steps)
 
-  def report(step: int, device_metrics) -> None:
+  def report(step: int, device_metrics, work: Work) -> None:
+    nonlocal interval
     metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
     check_finite(step, metrics, last_saved, checkpoints.directory)
     progress.update(metrics["loss"])
+    interval = dataclasses.replace(interval, work=interval.work + work)
     if step % config.log_every == 0 or step == config.steps:
       metrics |= {"learning_rate": float(np.asarray(schedule(step - 1))), "seconds": time.monotonic() - began}
-      writer.write(step, metrics)
+      seconds = time.monotonic() - interval.began - (lost.between_steps - interval.between_steps)
+      metrics |= figures(interval.work, seconds, mesh.size, jax.devices()[0].device_kind)
+      writer.write(step, metrics | {"goodput": lost.goodput()})
+      interval = _Interval(Work(), time.monotonic(), lost.between_steps)
 
   try:
     with notice_of_preemption() as notice:
       for step in range(start + 1, config.steps + 1):
-        batch = shard_batch(next(iterator), mesh)
-        with jax.set_mesh(mesh):
-          state, metrics = train_step(
-            state, batch, index, seed, stage=stage, optimizer=optimizer, microbatches=config.microbatches
-          )
+        rows = _next_batch(iterator, lost, pending)
+        profile.before(step)
+        batch = shard_batch(rows, mesh)
+        with jax.set_mesh(mesh), lost.to("compile") if step == start + 1 else contextlib.nullcontext():
+          if step == start + 1:
+            compile_together(train_step, state, batch, index, seed, **fixed)
+          state, metrics = train_step(state, batch, index, seed, **fixed)
+        work = work_of_batch(
+          rows["prompt"],
+          canvas_length=run.index.canvas_length,
+          pad_id=run.vocab.pad_id,
+          batch_size=config.batch_size,
+          model=run.model,
+        )
         if pending is not None:
           report(*pending)  # one step late: the device is already at work on this one
-        pending = (step, metrics)
+        pending = (step, metrics, work)
+        profile.after(step, metrics)
         told_to_leave = notice.reached(step) and step < config.steps
         at_save = step % config.checkpoint_every == 0 or step == config.steps or told_to_leave
         at_eval = config.eval_every and step % config.eval_every == 0 and not told_to_leave
         if at_save or at_eval:
           report(*pending)  # nothing is kept or measured that has not been seen to be finite
           pending = None
-        watched = quick_metrics(run, state.params, collection) if at_eval else {}
+        watched = {}
+        if at_eval:
+          with lost.to("evaluation"):
+            watched = quick_metrics(run, state.params, collection)
         if watched:
           writer.write(step, watched)
         if at_save:
           examples = examples_taken(iterator, config.batch_size)
-          checkpoints.save(step, state, dataclasses.replace(position, examples=examples), watched)
+          with lost.to("checkpoint"):
+            checkpoints.save(step, state, dataclasses.replace(position, examples=examples), watched)
           last_saved = step
           LOGGER.info("saving step %d, example %d", step, examples)
         if told_to_leave:
           checkpoints.wait()
           raise Preempted(f"preempted at step {step}, which is saved: start again with the same --workdir to go on")
+    with lost.to("checkpoint"):
+      checkpoints.wait()
+    LOGGER.info(lost.summary())
+    if jax.process_index() == 0 and start < config.steps:
+      progress.close()
+      print(lost.summary(), flush=True)
   finally:
+    profile.close()
     progress.close()
     writer.close()
     checkpoints.wait()
@@ -147,6 +184,22 @@ def _generated_queries(config: Config, run: Run) -> list[list[str]]:
   left_out = "".join(f", {count} skipped ({kind})" for kind, count in sorted(skipped.items()))
   print(f"{config.pseudo_queries}: queries for {having} of {len(queries)} documents{left_out}", flush=True)
   return queries
+@dataclasses.dataclass(frozen=True)
+class _Interval:
+  """What was done since the last line of metrics, and since when."""
+
+  work: Work
+  began: float
+  between_steps: float  # seconds lost to other things by then
+
+
+def _next_batch(iterator, lost: LostTime, pending) -> dict[str, np.ndarray]:
+  """This process's rows of the next batch; time that a device waited for them is lost."""
+  began = time.monotonic()
+  rows = next(iterator)
+  if pending is None or all(leaf.is_ready() for leaf in jax.tree.leaves(pending[1])):  # the devices ran dry
+    lost.lost["data"] += time.monotonic() - began
+  return rows
 
 
 def _usable_mixture(mixture: dict[str, float], collection: Collection) -> dict[str, float]:

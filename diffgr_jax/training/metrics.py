@@ -34,11 +34,13 @@ def check_finite(step: int, metrics: Mapping[str, float], last_good: int | None,
       raise NonFiniteLoss(f"{name} is {metrics[name]} at step {step}; {kept}. Lower learning_rate or clip_norm.")
 
 
-def recorded_seconds(workdir: Path, step: int) -> float:
-  """Wall time of a run's training up to a step, compilation included, as its metrics say; 0 where there are none."""
+def recorded_seconds(workdir: Path, step: int | None = None) -> float:
+  """Wall time of a run's training up to a step (None: the last), with compilation, as its metrics say; else 0."""
   path = workdir / "metrics.jsonl"
   lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-  return max((line["seconds"] for line in lines if "seconds" in line and line["step"] <= step), default=0.0)
+  return max(
+    (line["seconds"] for line in lines if "seconds" in line and (step is None or line["step"] <= step)), default=0.0
+  )
 
 
 class MetricWriter:

@@ -43,6 +43,7 @@ def with_fault(train_step):
       time.sleep(0.5)  # the notice is looked for once a second
     return result
 
+  faulty.lower = train_step.lower
   return faulty
 
 

@@ -28,8 +28,8 @@ def tiny():
   with config.unlocked():
     config.update(
       d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=300,
-      docid_levels=4, docid_codes=8, canvas_length=4, prompt_length=12, batch_size=8, eval_batch_size=8, ce_chunk=128, attention="reference",
-      compute_dtype="float32",
+      docid_levels=4, docid_codes=8, canvas_length=4, prompt_length=12, batch_size=8, eval_batch_size=8, ce_chunk=128,
+      attention="reference", compute_dtype="float32",
     )  # fmt: skip
     config.mesh.update(data=1, fsdp=4, tensor=2)
   return config

@@ -56,7 +56,7 @@ def test_a_run_from_before_a_field_was_there_opens_and_goes_on(tiny_config, tmp_
   prepare_run(tiny_config, tmp_path)
   path = tmp_path / "config.json"
   record = json.loads(path.read_text())
-  for field in ("docid", "docid_index", "docid_levels", "docid_codes", "embedding_rate", "nelbo_queries"):
+  for field in ("docid", "docid_index", "docid_levels", "docid_codes", "embedding_rate", "nelbo_queries", "keep_best"):
     del record["config"][field]
   path.write_text(json.dumps(record))
   assert open_run(tmp_path).config.nelbo_queries == 256
