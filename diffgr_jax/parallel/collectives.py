@@ -1,7 +1,7 @@
 """What a compiled program sends between devices, read off its HLO text.
 
     %ag = bf16[32,4096]{1,0} all-gather(%x), replica_groups=[16,16]<=[256], ...     kind, bytes, groups
-    while(...), body=%layer, backend_config={"known_trip_count":{"n":"32"}}         what is in the body counts 32 times
+    while(...), condition=%c, body=%layer     c: counter < 32                       what is in the body counts 32 times
 
 Groups are compared with the mesh: devices of one group that differ in the coordinate of an axis talk over that axis. A
 loop whose trip count the compiler does not know (a decoding loop) counts once.
@@ -23,6 +23,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*
 _CALLED = re.compile(
   r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=\{?([^\s{}]*(?:, ?%[\w.\-]+)*)\}?"
 )
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_LIMIT = re.compile(r"ROOT \S+ = pred\[\]\S* compare\([^,()]*, (?:[su]\d+\[\]\S* )?%?([\w.\-]+)\), direction=LT")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _NAMED = re.compile(r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*?)\}")
@@ -85,14 +87,25 @@ def _executed(computations: dict[str, list[str]], entry: str) -> Iterator[tuple[
         continue
       result, operation, rest = instruction.groups()
       yield (result, operation, rest), times[name]
-      trips = _trips(operation, rest)
+      trips = _trips(operation, rest, computations)
       for called in _called(operation, rest):
         times[called] = times.get(called, 0) + times[name] * trips
 
 
-def _trips(operation: str, rest: str) -> int:
-  found = _TRIPS.search(rest) if operation == "while" else None
-  return int(found[1]) if found else 1
+def _trips(operation: str, rest: str, computations: dict[str, list[str]]) -> int:
+  """How often the body of a loop runs: as the compiler says, or as its condition does where it counts up to a constant.
+
+  A scan begins at 0 and adds 1. The TPU's compiler leaves only the condition: ROOT compare(counter, constant), LT.
+  """
+  if operation != "while":
+    return 1
+  if found := _TRIPS.search(rest):
+    return int(found[1])
+  name = _CONDITION.search(rest)
+  lines = "\n".join(computations.get(name[1], [])) if name else ""
+  limit = _LIMIT.search(lines)
+  constant = re.search(rf"%?{re.escape(limit[1])} = [su]\d+\[\]\S* constant\((\d+)\)", lines) if limit else None
+  return int(constant[1]) if constant else 1
 
 
 def _called(operation: str, rest: str) -> list[str]:

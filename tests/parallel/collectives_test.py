@@ -83,3 +83,15 @@ def test_groups_by_the_names_of_a_mesh():
   assert axes("", "'b':(1)2") == ("fsdp",)
   assert axes("", "'a','b':(2)2") == ("data", "tensor")
   assert axes(", device_ids=([2,2,2]T(2,1,0))", "'a'") == ("tensor",)
+
+
+def test_a_loop_of_the_tpu_compiler_counts_up_to_the_constant_of_its_condition():
+  known = ', backend_config={"known_trip_count":{"n":"3"}}'
+  ends = "ROOT %c = pred[] constant(true)"
+  counts = (
+    "%limit.1 = s32[]{:T(128)} constant(7)\n  %i = s32[]{:T(128)} get-tuple-element(%t), index=0\n"
+    "  ROOT %lt = pred[]{:T(512)} compare(%i, %limit.1), direction=LT, metadata={}"
+  )
+  times = lambda text: {one.count for one in collectives(text, {"data": 2, "fsdp": 4}) if one.kind == "all-gather"}
+  assert times(TPU.replace(known, "").replace(ends, counts)) == {7}
+  assert times(TPU.replace(known, "")) == {1}  # a loop that ends when it will
