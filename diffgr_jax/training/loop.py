@@ -134,6 +134,7 @@ def train_and_evaluate(
           pad_id=run.vocab.pad_id,
           batch_size=config.batch_size,
           model=run.model,
+          pattern=run.pattern,
         )
         if pending is not None:
           report(*pending)  # one step late: the device is already at work on this one
@@ -184,6 +185,8 @@ def _generated_queries(config: Config, run: Run) -> list[list[str]]:
   left_out = "".join(f", {count} skipped ({kind})" for kind, count in sorted(skipped.items()))
   print(f"{config.pseudo_queries}: queries for {having} of {len(queries)} documents{left_out}", flush=True)
   return queries
+
+
 @dataclasses.dataclass(frozen=True)
 class _Interval:
   """What was done since the last line of metrics, and since when."""

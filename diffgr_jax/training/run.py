@@ -80,12 +80,17 @@ class Run:
     return self._denoiser(self.config.decode_rules)
 
   def _denoiser(self, rules: Rules) -> CanvasDenoiser | CodeDenoiser:
-    vocab, pattern = self.vocab, "prefix_causal" if self.autoregressive else self.config.pattern
+    vocab = self.vocab
     model = dataclasses.replace(self.model, attention=self.config.attention, rules=frozen_rules(rules))
-    canvas = CanvasDenoiser(model, vocab.pad_id, slots=self.config.slot_embeddings, pattern=pattern)
+    canvas = CanvasDenoiser(model, vocab.pad_id, slots=self.config.slot_embeddings, pattern=self.pattern)
     if not self.canvas_of_codes:
       return canvas
     return CodeDenoiser(canvas, vocab.mask_id, vocab.docid_token(0, 0), vocab.docid_codes)
+
+  @property
+  def pattern(self) -> str:
+    """Of attention, over prompt and canvas."""
+    return "prefix_causal" if self.autoregressive else self.config.pattern
 
   @property
   def autoregressive(self) -> bool:

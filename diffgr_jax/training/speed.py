@@ -21,18 +21,15 @@ import numpy as np
 
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.flops import ragged_train_step_flops
+from diffgr_jax.parallel.chips import CHIPS
 
-# bfloat16 operations a second of one JAX device (cloud.google.com/tpu/docs, nvidia.com); a tpu7x chip is two devices.
-PEAK_FLOPS = {
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5": 459e12,
-  "TPU v5p": 459e12,
-  "TPU v6 lite": 918e12,
-  "TPU v6e": 918e12,
-  "TPU7x": 2307e12 / 2,
-  "NVIDIA H100 80GB HBM3": 989e12,
-}
+# JAX's names of devices.
+_KINDS = {
+  "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e",
+  "TPU7x": "tpu7x",
+}  # fmt: skip
+# bfloat16 operations a second of one device (nvidia.com for the GPU).
+PEAK_FLOPS = {kind: CHIPS[chip].bf16_flops for kind, chip in _KINDS.items()} | {"NVIDIA H100 80GB HBM3": 989e12}
 LOSSES = ("start", "compile", "data", "checkpoint", "evaluation", "repeated")
 
 
@@ -55,12 +52,18 @@ class Work:
 
 
 def work_of_batch(
-  prompt: np.ndarray, *, canvas_length: int, pad_id: int, batch_size: int, model: TransformerConfig
+  prompt: np.ndarray,
+  *,
+  canvas_length: int,
+  pad_id: int,
+  batch_size: int,
+  model: TransformerConfig,
+  pattern: str = "bidirectional",
 ) -> Work:
   """Of one step on a batch of which this process has the rows `prompt` [rows, P]."""
   lengths = (prompt != pad_id).sum(axis=1) + canvas_length
   share = batch_size / len(prompt)
-  flops = ragged_train_step_flops(model, lengths, "bidirectional", logits_positions=canvas_length)
+  flops = ragged_train_step_flops(model, lengths, pattern, logits_positions=canvas_length)
   return Work(1, batch_size, share * float(lengths.sum()), share * flops)
 
 
