@@ -55,6 +55,7 @@ def test_a_batch_keeps_the_contract():
       "prompt": ((4, P), np.dtype(np.int32)),
       "docid": ((4, index.canvas_length), np.dtype(np.int32)),
       "doc_index": ((4,), np.dtype(np.int32)),
+      "asked": ((4,), np.dtype(bool)),
     }
     assert (batch["docid"] == index.codes[batch["doc_index"]]).all()
     for prompt in batch["prompt"]:
