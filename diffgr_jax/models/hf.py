@@ -41,7 +41,7 @@ class ModelSpec:
   old_norm_names: bool = False
 
   def to_dict(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
+    return dataclasses.asdict(self) | {"config": self.config.to_dict()}
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "ModelSpec":
