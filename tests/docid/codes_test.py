@@ -95,7 +95,8 @@ def test_codes_become_tokens_in_the_order_of_the_corpus():
   vocab = train_vocabulary(["some words of a small text"], 320, docid_levels=levels, docid_codes=size)
   documents = [Document("2", "Two", "t"), Document("x", "Ex", "t")]
   index = c.docid_index(example(), documents, vocab, "i.npz")
-  assert [[vocab.piece(token) for token in row] for row in index.codes] == [
+  assert index.codes.tolist() == [[1, 1, 0], [1, 0, 2]]
+  assert [[vocab.piece(token) for token in row] for row in c.code_tokens(index.codes, vocab)] == [
     ["<d0_1>", "<d1_1>", "<d2_0>"],
     ["<d0_1>", "<d1_0>", "<d2_2>"],
   ]
