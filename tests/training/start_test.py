@@ -160,7 +160,7 @@ def test_docid_code_rows_begin_at_the_mean_and_padding_is_never_sampled(tiny_con
 
 @pytest.mark.parametrize("kind", ["product", "residual"])
 def test_codes_start_at_their_centroids_and_rank_as_quantised_vectors(tiny_config, tmp_path, tiny_bert, kind):
-  width = 32
+  width = 64  # of the golden encoder
   vectors = np.random.default_rng(0).normal(size=(24, width)).astype(np.float32)
   fit = {"product": fit_product_quantizer, "residual": fit_residual_quantizer}[kind]
   quantizer = fit(vectors, 4, 6)
