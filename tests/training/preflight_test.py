@@ -79,7 +79,7 @@ def test_a_step_moves_no_more_than_its_weights(tiny):
 def test_what_does_not_fit_is_told_by_how_much_and_what_helps(tiny):
   job, mesh = plan(tiny, 9, "train"), make_mesh(tiny.mesh.to_dict())
   program = make_program("train", tiny, job, mesh)
-  refused = aot.DoesNotFit(2000, 500)
+  refused = aot.DoesNotFit(2000.0, 500.0)
   memory = memory_without_analysis(program, job, tiny, mesh, refused, "train")
   assert not memory.fits
   assert memory.peak == max(2000, sum(memory.held.values()))
