@@ -28,6 +28,30 @@ def parse_arguments(arg: str, allowed: tuple[str, ...]) -> dict[str, str]:
   return {key: value for key, _, value in pairs}
 
 
+def pretrained_config(
+  arg: str, steps: int, own: tuple[str, ...] = ()
+) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
+  """The quickstart's config, unlocked, from pretrained weights: what configs/docid/ begin with that start so.
+
+  Args:
+    arg: of the config; it may name dataset folder by `path`, `steps`, `seed`, `pretrained`, and what `own` names.
+    steps: where `arg` says nothing.
+    own: the config's own arguments.
+
+  Returns:
+    The config, and the config's own arguments as they were given.
+  """
+  given = parse_arguments(arg, ("path", "steps", "seed", "pretrained", *own))
+  pretrained, rest = given.pop("pretrained", "minilm"), {name: given.pop(name) for name in own if name in given}
+  given = {"steps": str(steps)} | given | ({"dataset": "folder"} if "path" in given else {})
+  config = get_config(",".join(f"{key}={value}" for key, value in given.items())).unlock()
+  config.start = "pretrained"
+  config.pretrained = pretrained  # minilm | a Hugging Face folder with config.json, tokenizer.json and safetensors
+  config.slot_embeddings = False
+  config.eval_splits = ()  # every split but train
+  return config, rest
+
+
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   given = parse_arguments(arg, ARGUMENTS)
   size = given.get("size", "small")

@@ -129,6 +129,10 @@ def _write(folder: Path) -> None:
 
 def _ask(workdir: Path) -> None:
   run = open_run(workdir)
+  if run.autoregressive:
+    raise ValueError(
+      f"{workdir} holds an autoregressive run, without a canvas to denoise: evaluate ranks with its beams"
+    )
   run.set_decoding(_SET.value)
   denoising = _set_denoising(run)
   check_config(run.config)

@@ -9,9 +9,8 @@
 # to end by themselves and are then killed: the job always ends, with a line that says which process began it. SIGTERM and
 # SIGINT go to all processes. Exit code: 0, that of the first process that failed, or 75 if all were told to leave and saved.
 set -euo pipefail
-
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
-fail() { echo "error: $*" >&2; exit 2; }
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "$0")/common.sh"
 
 devices=4 logs='' grace=20 module=diffgr_jax.main dry_run='' processes=''
 while (($#)); do
@@ -28,8 +27,8 @@ while (($#)); do
   esac
   shift
 done
-[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "the number of processes is a whole number from 1, not '${processes}'"
-[[ $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices is a whole number from 1, not '${devices}'"
+check_count "the number of processes" "$processes"
+check_count --devices "$devices"
 [[ $grace =~ ^[0-9]+$ ]] || fail "--grace is a number of seconds, not '${grace}'"
 (($#)) || fail "flags of the program come after --, at least --config=FILE.py"
 

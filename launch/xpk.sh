@@ -8,7 +8,7 @@
 #   launch/xpk.sh --name=docid --cluster=tpus --type=v5p-128 --zone=us-east5-a --slices=2 \
 #       --image=us-docker.pkg.dev/my-project/tpu/diffgr_jax --workdir=gs://my-bucket/docid -- --config=configs/docid/minilm.py
 #
-# The image's entry point mounts the bucket as launch/on_host.sh does.
+# The containers run launch/on_host.sh, which mounts the bucket.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"

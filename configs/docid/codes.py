@@ -13,36 +13,25 @@ import ml_collections
 
 from configs import quickstart
 
-ARGUMENTS = ("index", "path", "steps", "seed", "pretrained")
-
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  given = quickstart.parse_arguments(arg, ARGUMENTS)
-  pretrained, index = given.pop("pretrained", "minilm"), given.pop("index", "")
-  given.setdefault("steps", "800")
-  if "path" in given:
-    given["dataset"] = "folder"
-  config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()))
-  with config.unlocked():
-    config.docid = "codes"
-    config.docid_index = index
-    config.start = "pretrained"
-    config.pretrained = pretrained  # minilm | a Hugging Face folder with config.json, tokenizer.json and safetensors
-    config.slot_embeddings = False
-    config.code_head = True
-    config.pattern = "prefix"  # the query's vector does not depend on the canvas
-    config.prompt_length = 24
-    config.mixture = ml_collections.ConfigDict({"indexing": 0.2, "queries": 0.4, "pseudo": 0.4})
-    config.prior_weight = 0.0  # levels are used evenly
-    config.spare_unasked = True
-    config.learning_rate = 2.5e-5
-    config.warmup_steps = min(50, int(given["steps"]) // 10)
-    config.batch_size = 32
-    config.all_masked_fraction = 0.7
-    config.eval_every = 200
-    config.checkpoint_every = 200
-    config.log_every = 20
-    config.nelbo_queries = 32
-    config.eval_splits = ()  # every split but train
-    config.dense = pretrained
+  config, given = quickstart.pretrained_config(arg, steps=800, own=("index",))
+  index = given.get("index", "")
+  config.docid = "codes"
+  config.docid_index = index
+  config.code_head = True
+  config.pattern = "prefix"  # the query's vector does not depend on the canvas
+  config.prompt_length = 24
+  config.mixture = ml_collections.ConfigDict({"indexing": 0.2, "queries": 0.4, "pseudo": 0.4})
+  config.prior_weight = 0.0  # levels are used evenly
+  config.spare_unasked = True
+  config.learning_rate = 2.5e-5
+  config.warmup_steps = min(50, config.steps // 10)
+  config.batch_size = 32
+  config.all_masked_fraction = 0.7
+  config.eval_every = 200
+  config.checkpoint_every = 200
+  config.log_every = 20
+  config.nelbo_queries = 32
+  config.dense = config.pretrained
   return config.lock()

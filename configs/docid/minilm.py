@@ -8,28 +8,16 @@ import ml_collections
 
 from configs import quickstart
 
-ARGUMENTS = ("path", "steps", "seed", "pretrained")
-
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  given = quickstart.parse_arguments(arg, ARGUMENTS)
-  pretrained = given.pop("pretrained", "minilm")
-  given.setdefault("steps", "400")
-  if "path" in given:
-    given["dataset"] = "folder"
-  config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()))
-  with config.unlocked():
-    config.start = "pretrained"
-    config.pretrained = pretrained  # minilm | a Hugging Face folder with config.json, tokenizer.json and safetensors
-    config.slot_embeddings = False
-    config.prompt_length = 20
-    config.learning_rate = 5e-4
-    config.warmup_steps = min(20, int(given["steps"]) // 10)
-    config.batch_size = 32
-    config.all_masked_fraction = 0.9  # few examples: nearly all of them as one-pass scoring sees them
-    config.eval_every = 0  # one-pass scoring of all validation queries is slow with this model
-    config.checkpoint_every = 100
-    config.log_every = 10
-    config.nelbo_queries = 32
-    config.eval_splits = ()  # every split but train
-  return config
+  config, _ = quickstart.pretrained_config(arg, steps=400)
+  config.prompt_length = 20
+  config.learning_rate = 5e-4
+  config.warmup_steps = min(20, config.steps // 10)
+  config.batch_size = 32
+  config.all_masked_fraction = 0.9  # few examples: nearly all of them as one-pass scoring sees them
+  config.eval_every = 0  # one-pass scoring of all validation queries is slow with this model
+  config.checkpoint_every = 100
+  config.log_every = 10
+  config.nelbo_queries = 32
+  return config.lock()

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from diffgr_jax.models.denoiser import LOWEST_LOGIT
+
 Params = Any  # a pytree of arrays
 Denoiser = Callable[[Params, Int[Array, "B P"], Int[Array, "B L"]], Float[Array, "B L V"]]
 
@@ -41,9 +43,6 @@ class GuidedDenoiser:
     both = self.denoise(params, jnp.concatenate([prompt, hidden]), jnp.concatenate([canvas, canvas]))
     with_prompt, without = jnp.split(both, 2)
     return without + (self.scale + 1.0) * (with_prompt - without)
-
-
-LOWEST_LOGIT = -1e30  # stands for a model's own -inf, so that a distribution over the allowed tokens always exists
 
 
 def banned_tokens(padded_size: int, size: int, never: Iterable[int]) -> Bool[Array, "V"]:

@@ -91,7 +91,9 @@ def methods_of(config: Any, mask_id: int) -> tuple[Method, ...]:
   policy = make_policy(config.policy, config.threshold)
   options = DecodeOptions(policy=policy, mask_id=mask_id, remask=config.remask)
   steps, name = config.decode_steps, f"{config.policy}, {config.decode_steps} steps"
-  corrected = [Method("one-pass, prior-corrected", prior_weight=config.prior_weight)] if config.prior_weight else []
+  ranking = [Method("one-pass")]
+  if config.prior_weight:
+    ranking.append(Method("one-pass, prior-corrected", prior_weight=config.prior_weight))
   if config.topk_steps:
     topk = TopKOptions(
       make_policy(config.topk_policy, config.threshold),
@@ -101,10 +103,9 @@ def methods_of(config: Any, mask_id: int) -> tuple[Method, ...]:
       config.topk_commit,
     )
     label = f"top-k, {topk.steps} steps, beam {topk.beam}"
-    corrected.append(Method(label, topk.steps, topk, constrained=True, prior_weight=config.prior_weight))
+    ranking.append(Method(label, topk.steps, topk, constrained=True, prior_weight=config.prior_weight))
   return (
-    Method("one-pass"),
-    *corrected,
+    *ranking,
     Method(f"{name}, constrained", steps, options, constrained=True),
     Method(f"{name}, free", steps, options),
   )

@@ -34,7 +34,7 @@ from diffgr_jax.models.encoder import mean_pool, unit_length
 from diffgr_jax.models.transformer import Params, Transformer, bind
 from diffgr_jax.parallel.rules import constrain
 
-LOWEST_LOGIT = -1e30  # of MASK, which no model predicts
+LOWEST_LOGIT = -1e30  # stands for -inf, so that a distribution over the allowed tokens always exists
 
 
 @dataclass(frozen=True)

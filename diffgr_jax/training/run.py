@@ -273,18 +273,24 @@ def open_run(workdir: Path) -> Run:
 
   Raises:
     FileNotFoundError: the folder holds no run.
+    ValueError: a run on codes from before canvases held codes.
   """
   workdir = Path(workdir)
   if not (workdir / "config.json").exists():
     raise FileNotFoundError(f"{workdir} holds no run (no config.json): train one with python -m diffgr_jax.main")
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-  return Run(
+  run = Run(
     workdir,
     ml_collections.ConfigDict(_OLDER | record["config"]),
     Vocabulary.load(workdir / "vocab"),
     DocIdIndex.load(workdir / "index"),
     TransformerConfig.from_dict(record["model"]),
   )
+  if run.canvas_of_codes and run.index.codes.max() >= run.mask_id:
+    raise ValueError(
+      f"{workdir} holds a run on codes of an older version, whose canvas held tokens instead of codes: train it anew"
+    )
+  return run
 
 
 def _code_rows(config: Config, codes: CodeIndex | None) -> dict[str, int]:

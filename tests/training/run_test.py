@@ -1,5 +1,6 @@
 """What a run is built from: token rows for codes, and the records of runs from before a field was there."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -30,6 +31,14 @@ def test_a_vocabulary_has_the_rows_that_the_config_asks_for_or_the_index_needs(c
   assert [run.vocab.piece(token) for token in run.docid_tokens[seventh]] == ["<d0_1>", "<d1_2>"]
   assert run.mask_id == made[1]
   assert run.banned.tolist() == [False] * made[1] + [True]
+
+
+def test_a_run_whose_canvas_held_tokens_of_codes_is_refused(codes_config, tmp_path):
+  run, _ = prepare_run(codes_config, tmp_path / "run")
+  assert open_run(tmp_path / "run").index.codes.tolist() == run.index.codes.tolist()
+  dataclasses.replace(run.index, codes=run.docid_tokens).save(tmp_path / "run" / "index")
+  with pytest.raises(ValueError, match="holds a run on codes of an older version"):
+    open_run(tmp_path / "run")
 
 
 def test_an_autoregressive_run_holds_codes_as_tokens_and_no_other_token_is_predicted(codes_config, tmp_path):
