@@ -4,6 +4,8 @@ Every field of a DocID run stands here; the other configs under configs/docid/ s
 `--config=configs/quickstart.py:steps=200,size=tiny` sets arguments, `--config.learning_rate=1e-3` single fields.
 """
 
+from typing import Any
+
 import ml_collections
 
 from diffgr_jax.parallel.rules import DECODE_RULES, TRAIN_RULES
@@ -28,9 +30,7 @@ def parse_arguments(arg: str, allowed: tuple[str, ...]) -> dict[str, str]:
   return {key: value for key, _, value in pairs}
 
 
-def pretrained_config(
-  arg: str, steps: int, own: tuple[str, ...] = ()
-) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
+def pretrained_config(arg: str, steps: int, own: tuple[str, ...] = ()) -> tuple[Any, dict[str, str]]:
   """The quickstart's config, unlocked, from pretrained weights: what configs/docid/ begin with that start so.
 
   Args:
