@@ -1,0 +1,1 @@
+"""Re-ranking: what its examples, prompts, answers and rewards are."""
