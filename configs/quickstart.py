@@ -153,13 +153,23 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.eval_batch_size = 64
   config.start_share = 0.0  # share of the pretrained start in the weights that answer (training/averaging.py)
   config.relevant_grade = 1  # grade from which Hit and MRR count a judged document; for TREC DL: 2
+  # What a denoiser is evaluated by, in this order (docs/docid.md): one_pass | topk | constrained | free | argmax |
+  # stochastic | blocks | pseudo_beam | best_of_n | match | chain
+  config.decodings = ("one_pass", "constrained", "free")
   config.decode_steps = 4  # T of the T-step decodings
   config.policy = "confidence"  # random | confidence | margin | entropy | threshold
   config.threshold = 0.9  # of the threshold policy
-  config.topk_steps = 0  # passes of constrained top-k decoding (decoding/topk.py); 0: leave it out
+  config.topk_steps = 4  # passes of constrained top-k decoding (decoding/topk.py)
   config.topk_beam = 8  # canvases that it asks about in a pass
   config.topk_commit = 1  # positions that it commits in a canvas at a time
   config.topk_policy = "confidence"  # which: random | confidence | margin | entropy | sequential
+  config.temperature = 1.0  # of the samples of stochastic and best_of_n
+  config.samples = 8  # of best_of_n
+  config.pool = 100  # documents that a code is matched to, by match and, for each of its samples, by best_of_n
+  config.block_length = 4  # of blocks
+  config.beam_canvases = 8  # of pseudo_beam
+  config.chain_candidates = 20  # best documents of one pass that chain scores again
+  config.chain_steps = 0  # groups of positions that chain fills in one after the other; 0: one each
   config.beam_widths = ()  # autoregressive: beam searches over the DocIDs that exist; 1 is greedy
   config.remask = 0  # low-confidence tokens taken back after a step
   config.nelbo_queries = 256  # of a split, at most, whose likelihood is bounded (16 forward passes each); 0: none

@@ -2,8 +2,8 @@
 
 Without --queries it asks the splits of the run's own data; --corpus indexes other documents: by their titles, with the
 run's vocabulary, or by codes, --docid_index (python -m diffgr_jax.index build --quantizer). Queries and corpus have the
-rows of the folder format (docs/data.md). --set field=value changes how it decodes: decode_steps, policy, threshold,
-remask, eval_batch_size, eval_splits.
+rows of the folder format (docs/data.md). --set field=value changes how it decodes, such as
+--set=decodings=one_pass,topk,match,chain or --set=decode_steps=8; an unknown field is answered with all that there are.
 """
 
 import json

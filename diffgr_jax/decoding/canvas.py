@@ -155,12 +155,16 @@ def commit_step(
   *,
   options: DecodeOptions,
   rows: Int[Array, "U"] | None = None,
+  first: tuple[Int[Array, "B"], Int[Array, "B"]] | None = None,
 ) -> tuple[DecodeState, Stats]:
-  """Runs what follows the forward pass of a step: the choice of tokens, the policy's choice, remasking."""
+  """Runs what follows the forward pass of a step: the choice of tokens, the policy's choice, remasking.
+
+  `first`, for constrained decoding, is the place and the token of the first commitment (`constraint.first_choices`).
+  """
   masked = state.canvas == options.mask_id
   banned = banned.at[options.mask_id].set(True)
   log_probs = log_probabilities(logits, banned)
-  place_keys, token_keys = _step_keys(state)
+  place_keys, token_keys = step_keys(state)
 
   state, here, block_steps = enter_block(state, masked, steps, options.block_length)
   masked = masked & here
@@ -189,6 +193,7 @@ def commit_step(
       mask_id=options.mask_id,
       finish_when_unique=options.finish_when_unique,
       rows=rows,
+      first=first,
     )
 
   state = replace(
@@ -291,18 +296,36 @@ def decode_canvas_steps(
 def _decode_loop(
   params, prompt, canvas, row_seeds, banned, codes, steps, sampling, rows, *, denoise, options
 ) -> DecodeState:
-  step = functools.partial(denoise_step, denoise=denoise, options=options, rows=rows)
+  state = init_state(canvas, row_seeds, banned, codes, options.mask_id)
+  return finish(params, prompt, state, banned, codes, steps, sampling, rows, denoise=denoise, options=options)
+
+
+def finish(
+  params: Params,
+  prompt: Int[Array, "B P"],
+  state: DecodeState,
+  banned: Bool[Array, "V"],
+  codes: Int[Array, "N L"] | None,
+  steps: Int[Array, ""],
+  sampling: Sampling,
+  rows: Int[Array, "U"] | None = None,
+  *,
+  denoise: Denoiser,
+  options: DecodeOptions,
+) -> DecodeState:
+  """Runs step after step from a state on, until no row has a MASK or the budget is spent; see `denoise_step`."""
 
   def more(state: DecodeState) -> Bool[Array, ""]:
     return (state.step < steps) & unfinished_rows(state, options.mask_id).any()
 
   def body(state: DecodeState) -> DecodeState:
-    return step(params, prompt, state, banned, codes, steps, sampling)[0]
+    how = dict(denoise=denoise, options=options, rows=rows)
+    return denoise_step(params, prompt, state, banned, codes, steps, sampling, **how)[0]
 
-  return jax.lax.while_loop(more, body, init_state(canvas, row_seeds, banned, codes, options.mask_id))
+  return jax.lax.while_loop(more, body, state)
 
 
-def _step_keys(state: DecodeState) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
+def step_keys(state: DecodeState) -> tuple[Key[Array, "B"], Key[Array, "B"]]:
   """Derives each row's two keys of this step (where, what) from its own key and the step number."""
   keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, state.step)))(state.row_keys)
   return keys[:, 0], keys[:, 1]

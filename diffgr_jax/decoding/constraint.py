@@ -93,6 +93,37 @@ def restrict(log_probs: Float[Array, "B L V"], allowed: Bool[Array, "B L V"]) ->
   return jnp.where(allowed, log_probs - total, -jnp.inf)
 
 
+def first_choices(
+  log_probs: Float[Array, "B L V"],
+  alive: Bool[Array, "B N"],
+  row_keys: Key[Array, "B"],
+  policy: Policy,
+  *,
+  codes: Int[Array, "N L"],
+  width: int,
+  rows: Int[Array, "U"] | None = None,
+) -> tuple[Int[Array, "B"], Int[Array, "B W"], Bool[Array, "B W"]]:
+  """Finds where `commit_in_turn` commits first on a canvas of MASKs, and the tokens that may stand there.
+
+  Args:
+    log_probs, alive, row_keys, policy, codes, rows: as `commit_in_turn` gets them.
+    width: tokens to find.
+
+  Returns:
+    The position; its most likely allowed tokens, best first; False where there are fewer of them than `width`.
+  """
+  vocab = log_probs.shape[-1]
+  if rows is not None:
+    log_probs = log_probs[:, :, rows]
+  rows, columns, _ = _columns(codes, rows, vocab)
+  restricted = restrict(log_probs, allowed_tokens(alive, columns, len(rows)))
+  place = jnp.argmax(policy.priority(position_stats(restricted), row_keys), axis=-1)
+  there = restricted[jnp.arange(len(alive)), place]
+  there = jnp.pad(there, ((0, 0), (0, max(width - len(rows), 0))), constant_values=-jnp.inf)
+  best, column = jax.lax.top_k(there, width)
+  return place, rows[jnp.minimum(column, len(rows) - 1)], best > -jnp.inf
+
+
 @struct.dataclass
 class _Turns:
   """What one turn of `commit_in_turn` hands to the next."""
@@ -118,6 +149,7 @@ def commit_in_turn(
   mask_id: int,
   finish_when_unique: bool,
   rows: Int[Array, "U"] | None = None,
+  first: tuple[Int[Array, "B"], Int[Array, "B"]] | None = None,
 ) -> tuple[Commits, Bool[Array, "B N"], Stats]:
   """Commits the positions that the policy takes one after the other, so that the canvas never leaves the set.
 
@@ -133,16 +165,15 @@ def commit_in_turn(
     mask_id: the id of MASK.
     finish_when_unique: when one DocID is left alive, also commits everything that is still masked, and reopens nothing.
     rows: `used_rows` of the codes, to spend nothing on the other tokens; None: all.
+    first: a position and an allowed token of each row, to be committed before the policy is asked; None: nothing.
 
   Returns:
     What to write; the documents alive after it; and the statistics at the start of the step.
   """
   vocab = log_probs.shape[-1]
-  if rows is None:
-    rows, columns = jnp.arange(vocab, dtype=canvas.dtype), codes
-  else:  # from here on tokens are columns: places in `rows`
-    columns = jnp.zeros((vocab,), codes.dtype).at[rows].set(jnp.arange(len(rows), dtype=codes.dtype))[codes]
+  if rows is not None:
     log_probs, scores = log_probs[:, :, rows], scores[:, :, rows]
+  rows, columns, column_of = _columns(codes, rows, vocab)
   row = jnp.arange(canvas.shape[0])
   masked_count = jnp.sum(canvas == mask_id, axis=-1)
 
@@ -160,11 +191,16 @@ def commit_in_turn(
     place = jnp.argmax(jnp.where(t.canvas == mask_id, priority, -jnp.inf), axis=-1)
     takes = functools.partial(_takes, policy, budget)
     taken = unfinished(t) & t.going & takes(priority[row, place], t.turn)
+    if first is not None:
+      place = jnp.where(t.turn == 0, first[0], place)
+      taken |= unfinished(t) & (t.turn == 0)
     base = jnp.where(taken, t.turn + 1, t.base)
     commit = unfinished(t) & (taken | (t.turn < base + extra(base)))
 
     score = jnp.maximum(scores[row, place], jnp.finfo(scores.dtype).min)  # allowed stays above -inf
     column = jnp.argmax(jnp.where(allowed[row, place], score, -jnp.inf), axis=-1)
+    if first is not None:
+      column = jnp.where(t.turn == 0, column_of[first[1]], column)
     token = rows[column].astype(canvas.dtype)
     probability = jnp.exp(restricted[row, place, column])
     agrees = columns.T[place] == column[:, None]
@@ -199,6 +235,17 @@ def commit_in_turn(
     reopen = jnp.where(unique, 0, reopen)
   chosen = (canvas == mask_id) & (tokens != mask_id)
   return Commits(chosen, tokens, confidence, reopen), last.alive, stats
+
+
+def _columns(
+  codes: Int[Array, "N L"], rows: Int[Array, "U"] | None, vocab: int
+) -> tuple[Int[Array, "U"], Int[Array, "N L"], Int[Array, "V"]]:
+  """Counts tokens as columns, their places in `rows` (None: all). -> rows, codes as columns, each token's column."""
+  if rows is None:
+    rows = jnp.arange(vocab, dtype=codes.dtype)
+    return rows, codes, rows
+  column_of = jnp.zeros((vocab,), codes.dtype).at[rows].set(jnp.arange(len(rows), dtype=codes.dtype))
+  return rows, column_of[codes], column_of
 
 
 def _takes(policy: Policy, budget: Budget, priority: Float[Array, "B"], turn: Int[Array, ""]) -> Bool[Array, "B"]:

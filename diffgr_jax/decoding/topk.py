@@ -35,6 +35,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
 from diffgr_jax.decoding.policies import Policy, position_stats, rank_positions
+from diffgr_jax.decoding.ranked import Ranked
 from diffgr_jax.decoding.scoring import score_documents, top_documents
 
 
@@ -68,17 +69,9 @@ class TopKState:
   node: Int[Array, "B N"]  # the last node asked that holds the document
   committed: Bool[Array, "B M L"]  # which positions the children of each node have committed
   nodes: Int[Array, ""]  # rows of `committed` in use
-  canvases: Int[Array, "B"]  # how many the model was asked about
+  forwards: Int[Array, "B"]  # steps in which the model was asked about something
+  canvases: Int[Array, "B"]  # how many it was asked about
   step: Int[Array, ""]
-
-
-@struct.dataclass
-class Ranked:
-  """The k best documents, best first."""
-
-  document: Int[Array, "B k"]
-  log_probability: Float[Array, "B k"]
-  canvases: Int[Array, "B"]
 
 
 def decode_topk(
@@ -94,7 +87,7 @@ def decode_topk(
   options: TopKOptions,
   k: int,
 ) -> Ranked:
-  """Ranks the k best documents for each prompt.
+  """Ranks the k best documents for each prompt, with their log-probabilities as scores.
 
   Args:
     params: the model's parameters.
@@ -148,7 +141,7 @@ def _decode(params, prompt, row_seeds, codes, scored, banned, log_prior, *, deno
   if options.steps > 1:
     state = jax.lax.fori_loop(1, options.steps, lambda _, s: step(params, prompt, keys, s, *index), state)
   document, score = top_documents(state.score, k)
-  return Ranked(document, score, state.canvases)
+  return Ranked(document, score, state.forwards, state.canvases)
 
 
 def _root(params, prompt, keys, codes, scored, banned, log_prior, *, denoise, options) -> TopKState:
@@ -165,6 +158,7 @@ def _root(params, prompt, keys, codes, scored, banned, log_prior, *, denoise, op
     node=jnp.zeros((batch, documents), jnp.int32),
     committed=table,
     nodes=jnp.int32(1),
+    forwards=jnp.ones(batch, jnp.int32),
     canvases=jnp.ones(batch, jnp.int32),
     step=jnp.int32(1),
   )
@@ -189,6 +183,7 @@ def _step(params, prompt, keys, state, codes, scored, banned, log_prior, *, deno
     node=jnp.where(taken, place, state.node),
     committed=jax.lax.dynamic_update_slice_in_dim(state.committed, shown | committed, state.nodes, axis=1),
     nodes=state.nodes + options.beam,
+    forwards=state.forwards + picked.any(axis=-1),
     canvases=state.canvases + picked.sum(axis=-1),
     step=state.step + 1,
   )

@@ -1,34 +1,21 @@
-"""Retrieval with a trained denoiser: every query is ranked by each decoding, and the rankings become metrics.
-
-    one_pass        one forward on the all-masked canvas; every document scored by a gather over the code matrix
-    top-k           a beam over partly filled canvases; k documents that exist, with log-probabilities (topk.py)
-    constrained     T-step denoising that never leaves the set of DocIDs that exist; one document a query
-    beam            an autoregressive model's beam search in the trie of DocIDs that exist; width 1 is greedy
-    free            T-step denoising without the constraint; the DocID may name no document (invalid)
+"""Retrieval measured: every query is answered by each decoding (answers.py), and the answers become metrics.
 
 A decoding that generates one DocID ranks one document: it has Hit@1, and its Hit@10 would say nothing more.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-import functools
 import itertools
 import time
 from typing import Any
 
-import jax.numpy as jnp
+from jaxtyping import Float, Int
 import numpy as np
 
 from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.data.records import Collection, Query
-from diffgr_jax.decoding.beam import decode_beams
-from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas, forwards_per_row
-from diffgr_jax.decoding.constraint import matching_documents
-from diffgr_jax.decoding.policies import make_policy
-from diffgr_jax.decoding.scoring import one_pass_scores
-from diffgr_jax.decoding.topk import TopKOptions, decode_topk
 from diffgr_jax.docid.index import DocIdIndex
-from diffgr_jax.docid.trie import build_trie
+from diffgr_jax.evaluation.answers import Answer, Asked, Beam, Method, OnePass
 from diffgr_jax.evaluation.retrieval import (
   Placements,
   invalid_rate,
@@ -39,35 +26,10 @@ from diffgr_jax.evaluation.retrieval import (
   retrieval_metrics,
   shared_identifiers,
 )
-from diffgr_jax.parallel.distributed import fetch
 from diffgr_jax.parallel.rules import split_of
-from diffgr_jax.training.options import AUTOREGRESSIVE
 from diffgr_jax.training.run import Run
 
 Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class BeamOptions:
-  """A beam search, with probabilities renormalised over the DocIDs that exist."""
-
-  width: int
-
-
-@dataclass(frozen=True)
-class Method:
-  """One way of answering a query."""
-
-  name: str
-  steps: int = 1  # forward passes, at most
-  options: DecodeOptions | TopKOptions | BeamOptions | None = None  # None: one-pass scoring
-  constrained: bool = False
-  prior_weight: float = 0.0  # one-pass and top-k: share of the prior correction (see decoding/scoring.py)
-
-  @property
-  def ranks(self) -> bool:
-    """Whether it ranks many documents; otherwise it names one."""
-    return not isinstance(self.options, DecodeOptions)
 
 
 @dataclass(frozen=True)
@@ -77,38 +39,6 @@ class Judged:
   texts: list[str]
   relevant: list[list[int]]
   grades: list[list[int]]
-
-
-def methods_of(config: Any, mask_id: int) -> tuple[Method, ...]:
-  """The decodings of a config: one-pass, plain and corrected, top-k, and T steps with and without the constraint.
-
-  An autoregressive model has its beams.
-  """
-  if config.paradigm == AUTOREGRESSIVE:
-    return tuple(
-      Method(f"beam {width}", options=BeamOptions(int(width)), constrained=True) for width in config.beam_widths
-    )
-  policy = make_policy(config.policy, config.threshold)
-  options = DecodeOptions(policy=policy, mask_id=mask_id, remask=config.remask)
-  steps, name = config.decode_steps, f"{config.policy}, {config.decode_steps} steps"
-  ranking = [Method("one-pass")]
-  if config.prior_weight:
-    ranking.append(Method("one-pass, prior-corrected", prior_weight=config.prior_weight))
-  if config.topk_steps:
-    topk = TopKOptions(
-      make_policy(config.topk_policy, config.threshold),
-      mask_id,
-      config.topk_steps,
-      config.topk_beam,
-      config.topk_commit,
-    )
-    label = f"top-k, {topk.steps} steps, beam {topk.beam}"
-    ranking.append(Method(label, topk.steps, topk, constrained=True, prior_weight=config.prior_weight))
-  return (
-    *ranking,
-    Method(f"{name}, constrained", steps, options, constrained=True),
-    Method(f"{name}, free", steps, options),
-  )
 
 
 def judge(queries: Sequence[Query], index: DocIdIndex) -> Judged:
@@ -134,41 +64,35 @@ def evaluate_method(
   """Ranks and measures all queries with one decoding.
 
   Returns:
-    Means, with forwards per query and queries/s (compilation apart), and the metrics of each query.
+    Means, with forwards and canvases per query and queries/s (compilation apart), and the metrics of each query.
   """
   shards = split_of("batch", run.config.decode_rules)
   batch = -(-run.config.eval_batch_size // shards) * shards  # filled up where the mesh does not divide it
   prompts = encode_prompts(judged.texts, run.vocab, run.config.prompt_length)
-  device_index = run.device_index(index)
-  same_as = shared_identifiers(np.where(index.scored, index.codes, -1))
-  if method.options is None:
-    answer = functools.partial(_place_one_pass, run, params, device_index, method, same_as)
-  elif isinstance(method.options, BeamOptions):
-    answer = functools.partial(_place_beams, run, params, build_trie(index), method)
-  elif isinstance(method.options, TopKOptions):
-    answer = functools.partial(_place_topk, run, params, device_index, method, same_as)
-  else:
-    answer = functools.partial(_place_generated, run, params, device_index, method)
+  asked, same = Asked(run, params, index), SharedDocIds.of(index)
 
-  parts: list[Placements] = []
-  exists, forwards = [], []
-  answer(_rows(prompts, 0, batch), judged, slice(0, 1))  # compiles
+  def answer(start: int) -> tuple[Placements, Answer]:
+    which = slice(start, min(start + batch, len(prompts)))
+    given = method.decoding.answer(asked, _rows(prompts, start, batch), np.arange(start, start + batch, dtype=np.int32))
+    given = _first_rows(given, which.stop - start)
+    return _place(given, judged.relevant[which], judged.grades[which], same), given
+
+  answer(0)  # compiles
   began = time.perf_counter()
-  for start in range(0, len(prompts), batch):
-    part, valid, spent = answer(_rows(prompts, start, batch), judged, slice(start, min(start + batch, len(prompts))))
-    parts.append(part)
-    exists.append(valid)
-    forwards.append(spent)
+  parts = [answer(start) for start in range(0, len(prompts), batch)]
   seconds = time.perf_counter() - began
 
-  per_query = retrieval_metrics(join_placements(parts), relevant_grade=run.config.relevant_grade)
+  placements, answers = zip(*parts, strict=True)
+  per_query = retrieval_metrics(join_placements(placements), relevant_grade=run.config.relevant_grade)
   if not method.ranks:  # one document a query: only its first place means anything
     per_query = {name: values for name, values in per_query.items() if name == "Hit@1"}
   figures = means(per_query)
-  if not method.ranks and not method.constrained:
-    figures["invalid"] = invalid_rate(np.concatenate(exists))
+  if method.may_miss:
+    named = [given.document[:, 0] >= 0 for given in answers if given.document is not None]
+    figures["invalid"] = invalid_rate(np.concatenate(named))
   figures |= {
-    "forwards": float(np.concatenate(forwards).mean()),
+    "forwards": float(np.concatenate([given.forwards for given in answers]).mean()),
+    "canvases": float(np.concatenate([given.canvases for given in answers]).mean()),
     "queries/s": len(prompts) / seconds,
     "queries": len(prompts),
   }
@@ -184,11 +108,60 @@ def quick_metrics(run: Run, params: Any, collection: Collection, limit: int = 51
   queries = [query for rank in itertools.zip_longest(*splits) for query in rank if query is not None][:limit]
   if not queries:
     return {}
-  method = Method("one-pass", prior_weight=run.config.prior_weight)
+  method = Method("one-pass", OnePass(run.config.prior_weight))
   if run.autoregressive:
-    method = Method("beam", options=BeamOptions(int(max(run.config.beam_widths))))
+    method = Method("beam", Beam(int(max(run.config.beam_widths))))
   figures, _ = evaluate_method(run, params, method, judge(queries, run.index), run.index)
   return {f"valid {name}": figures[name] for name in ("Hit@1", "MRR@100")}
+
+
+# --- documents with one DocID tie ---
+
+
+@dataclass(frozen=True, eq=False)
+class SharedDocIds:
+  """Which documents have the same DocID."""
+
+  first: Int[np.ndarray, "N"]  # for each document, the first with its DocID
+  order: Int[np.ndarray, "N"]  # documents, those of one DocID side by side
+  start: Int[np.ndarray, "N"]  # where those of a document's DocID begin in it
+  size: Int[np.ndarray, "N"]  # how many they are
+
+  @classmethod
+  def of(cls, index: DocIdIndex) -> "SharedDocIds":
+    first = shared_identifiers(np.where(index.scored, index.codes, -1))
+    order = np.argsort(first, kind="stable")
+    return cls(first, order, np.searchsorted(first[order], first), np.bincount(first)[first])
+
+  def spread(
+    self, listed: Int[np.ndarray, "B K"], scores: Float[np.ndarray, "B K"]
+  ) -> tuple[Int[np.ndarray, "B M"], Float[np.ndarray, "B M"]]:
+    """Lists, in place of each document, all that have its DocID, with one score: that of the first that is listed."""
+    most = int(self.size.max())
+    if most == 1:
+      return listed, scores
+    listed = _without_repeats(np.where(listed >= 0, self.first[listed], -1))
+    every = np.full((*listed.shape, most), -1)
+    for place in range(most):
+      there = (listed >= 0) & (self.size[listed] > place)
+      every[..., place] = np.where(there, self.order[np.minimum(self.start[listed] + place, len(self.order) - 1)], -1)
+    return every.reshape(len(listed), -1), np.repeat(scores, most, axis=1)
+
+
+def _without_repeats(listed: Int[np.ndarray, "B K"]) -> Int[np.ndarray, "B K"]:
+  """-1 in place of a document that stands further left already."""
+  order = np.argsort(listed, axis=1, kind="stable")
+  inside = np.take_along_axis(listed, order, axis=1)
+  inside[:, 1:][inside[:, 1:] == inside[:, :-1]] = -1
+  kept = np.empty_like(listed)
+  np.put_along_axis(kept, order, inside, axis=1)
+  return kept
+
+
+def _place(answer: Answer, relevant, grades, same: SharedDocIds) -> Placements:
+  if answer.document is None:
+    return place_in_scores(answer.score, relevant, grades, same.first)
+  return place_in_ranking(*same.spread(answer.document, answer.score), relevant, grades)
 
 
 def _rows(prompts: np.ndarray, start: int, batch: int) -> np.ndarray:
@@ -197,85 +170,6 @@ def _rows(prompts: np.ndarray, start: int, batch: int) -> np.ndarray:
   return np.concatenate([rows, np.repeat(rows[-1:], batch - len(rows), axis=0)])
 
 
-def _place_one_pass(run, params, index, method, same_as, prompts, judged, which):
-  scores = one_pass_scores(
-    params,
-    jnp.asarray(prompts),
-    index["codes"],
-    index["scored"],
-    run.banned,
-    method.prior_weight * index["log_frequency"],
-    denoise=run.denoiser,
-    mask_id=run.mask_id,
-  )
-  count = which.stop - which.start
-  part = place_in_scores(fetch(scores)[:count], judged.relevant[which], judged.grades[which], same_as)
-  return part, np.ones(count, bool), np.ones(count)
-
-
-def _place_topk(run, params, index, method, same_as, prompts, judged, which):
-  """All documents by their scores: those that the search never looked into have one too."""
-  codes = index["codes"]
-  ranked = decode_topk(
-    params,
-    prompts,
-    np.arange(which.start, which.start + len(prompts)),
-    codes,
-    index["scored"],
-    run.banned,
-    method.prior_weight * index["log_frequency"],
-    denoise=run.denoiser,
-    options=method.options,
-    k=len(codes),
-  )
-  count = which.stop - which.start
-  scores = np.empty((len(prompts), len(codes)), np.float32)
-  np.put_along_axis(scores, fetch(ranked.document), fetch(ranked.log_probability), axis=1)
-  part = place_in_scores(scores[:count], judged.relevant[which], judged.grades[which], same_as)
-  return part, np.ones(count, bool), fetch(ranked.canvases)[:count]
-
-
-def _place_beams(run, params, trie, method, prompts, judged, which):
-  """The documents of the beams; all of an identifier's documents tie."""
-  width, count = method.options.width, which.stop - which.start
-  beams = decode_beams(
-    params, prompts, prompts != run.vocab.pad_id, run.banned, trie, config=run.model, width=width, renormalise=True
-  )
-  found, scores = fetch(beams.document)[:count], fetch(beams.score)[:count]
-  part = place_in_ranking(*_spread(found, scores, trie.leaf), judged.relevant[which], judged.grades[which])
-  return part, np.ones(count, bool), np.full(count, 1 + (trie.depth - 1) * width)
-
-
-def _spread(found, scores, leaf):
-  """Puts every document behind its identifier's: with collisions, a leaf of the trie stands for several."""
-  order = np.argsort(leaf, kind="stable")
-  first, size = np.searchsorted(leaf[order], leaf), np.bincount(leaf)
-  most = int(size.max())
-  listed = np.full((len(found), found.shape[1], most), -1)
-  for place in range(most):
-    there = (found >= 0) & (size[leaf[found]] > place)
-    listed[..., place] = np.where(there, order[np.minimum(first[found] + place, len(leaf) - 1)], -1)
-  return listed.reshape(len(found), -1), np.repeat(scores, most, axis=1)
-
-
-def _place_generated(run, params, index, method, prompts, judged, which):
-  codes, scored = index["codes"], index["scored"]
-  state = decode_canvas(
-    params,
-    prompts,
-    np.full((len(prompts), codes.shape[1]), run.mask_id, np.int32),
-    np.arange(which.start, which.start + len(prompts)),
-    run.banned,
-    denoise=run.denoiser,
-    options=method.options,
-    steps=method.steps,
-    codes=codes if method.constrained else None,
-    rows=index["rows"] if method.constrained else None,
-  )
-  count = which.stop - which.start
-  matches = np.asarray(matching_documents(state.canvas, codes, scored))[:count]
-  # Every document with this DocID is listed with the same score: they tie, as collisions should.
-  order = np.argsort(~matches, axis=1, kind="stable")[:, : max(int(matches.sum(axis=1).max(initial=0)), 1)]
-  listed = np.where(np.take_along_axis(matches, order, axis=1), order, -1)
-  part = place_in_ranking(listed, np.zeros(listed.shape), judged.relevant[which], judged.grades[which])
-  return part, matches.any(axis=1), np.asarray(forwards_per_row(state))[:count]
+def _first_rows(answer: Answer, count: int) -> Answer:
+  document = None if answer.document is None else answer.document[:count]
+  return Answer(document, answer.score[:count], answer.forwards[:count], answer.canvases[:count])

@@ -19,9 +19,10 @@ from diffgr_jax.data.records import Document, Query
 from diffgr_jax.diffusion.corruption import ExactCount
 from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.docid.index import DocIdIndex
+from diffgr_jax.evaluation.answers import methods_of
 from diffgr_jax.evaluation.baselines import Ranking, bm25, dense, lsa
 from diffgr_jax.evaluation.exposure import exposure_figures, exposures, training_questions
-from diffgr_jax.evaluation.generative import Judged, Metrics, evaluate_method, judge, methods_of
+from diffgr_jax.evaluation.generative import Judged, Metrics, evaluate_method, judge
 from diffgr_jax.evaluation.likelihood import estimate_nll
 from diffgr_jax.evaluation.retrieval import (
   format_table,
@@ -37,7 +38,7 @@ from diffgr_jax.training.run import Run, load_data, make_docids
 from diffgr_jax.training.start import pretrained_folder
 
 _NLL_SAMPLES = 16
-_BASELINE_FORWARDS = {"BM25": 0.0, "LSA": 0.0}  # of a dense encoder: 1, the query's vector
+_BASELINE_PASSES = {"BM25": 0.0, "LSA": 0.0}  # of a dense encoder: 1, the query's vector
 _COMPARED = ("Hit@1", "MRR@10", "nDCG@10")  # with BM25, question by question
 _PerQuery = dict[str, dict[str, np.ndarray]]  # method -> metric -> a value for each question
 
@@ -142,7 +143,7 @@ def print_report(record: Mapping[str, Any], out: Path) -> None:
 
 def _shown(name: str, figures: Metrics) -> dict[str, object]:
   """A row of the printed table: the figures people compare, and the interval of the difference to BM25."""
-  columns = ("Hit@1", "Hit@10", "Hit@100", "MRR@10", "MRR@100", "nDCG@10", "invalid", "forwards")
+  columns = ("Hit@1", "Hit@10", "Hit@100", "MRR@10", "MRR@100", "nDCG@10", "invalid", "forwards", "canvases")
   row: dict[str, object] = {"method": name, **{column: figures[column] for column in columns if column in figures}}
   row["queries/s"] = round(figures["queries/s"])
   if "Hit@1 - BM25 low" in figures:
@@ -203,12 +204,14 @@ def _evaluate_split(
   for label, ranking in baselines.items():
     placements = place_in_ranking(ranking.indices, ranking.scores, judged.relevant, judged.grades)
     per_query[label] = retrieval_metrics(placements, relevant_grade=run.config.relevant_grade)
+    passes = _BASELINE_PASSES.get(label, 1.0)
     rows[label] = means(per_query[label]) | {
-      "forwards": _BASELINE_FORWARDS.get(label, 1.0),
+      "forwards": passes,
+      "canvases": passes,
       "queries/s": len(judged.texts) / ranking.query_seconds,
       "queries": len(judged.texts),
     }
-  methods = methods_of(run.config, run.mask_id)
+  methods = methods_of(run)
   for method in tqdm(methods, desc=f"evaluating {name}", leave=False, delay=5):
     rows[method.name], per_query[method.name] = evaluate_method(run, params, method, judged, index)
   for label, figures in rows.items():

@@ -17,6 +17,10 @@ STARTS = ("random", "corpus", "pretrained")
 CODES = "codes"
 AUTOREGRESSIVE = "autoregressive"
 DOCIDS = ("title", "leading", CODES)
+DECODINGS = (
+  "one_pass", "topk", "constrained", "free", "argmax", "stochastic", "blocks", "pseudo_beam", "best_of_n", "match",
+  "chain",
+)  # fmt: skip
 _CHOICES = {
   "start": STARTS,
   "docid": DOCIDS,
@@ -39,10 +43,11 @@ _AT_LEAST = {
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
   "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "diffusion_weight": 0, "document_weight": 0, "prior_weight": 0,
   "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
-  "topk_steps": 0, "topk_beam": 1, "topk_commit": 1, "lora_rank": 0, "keep_every": 0, "keep_best": 0,
+  "topk_steps": 1, "topk_beam": 1, "topk_commit": 1, "samples": 1, "pool": 1, "block_length": 1, "beam_canvases": 1,
+  "chain_candidates": 1, "chain_steps": 0, "lora_rank": 0, "keep_every": 0, "keep_best": 0,
   "dataset_words": 0, "dataset_limit": 0, "relevant_grade": 1,
 }  # fmt: skip
-_ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
+_ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta", "temperature")
 _SHARES = (
   "all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate", "label_smoothing", "start_share",
 )  # fmt: skip
@@ -124,11 +129,14 @@ def _check_paradigm(config: Config) -> None:
     )
   if config.paradigm != AUTOREGRESSIVE:
     if config.beam_widths:
-      raise ValueError("config.beam_widths is for the paradigm 'autoregressive'; a denoiser has topk_steps")
+      raise ValueError("config.beam_widths is for the paradigm 'autoregressive'; a denoiser has config.decodings")
+    unknown = [name for name in config.decodings if name not in DECODINGS]
+    if unknown or not config.decodings or len(set(config.decodings)) < len(config.decodings):
+      raise ValueError(f"config.decodings holds some of {', '.join(DECODINGS)}, each once, not {list(config.decodings)}")
     return
   if not config.beam_widths or min(config.beam_widths) < 1:
     raise ValueError(f"config.beam_widths holds widths of at least 1, not {tuple(config.beam_widths)}")
-  for field in ("document_weight", "all_masked_fraction", "code_head", "slot_embeddings", "topk_steps", "show_queries"):
+  for field in ("document_weight", "all_masked_fraction", "code_head", "slot_embeddings", "show_queries"):
     if config[field]:
       raise ValueError(f"config.{field} must be {type(config[field])()} when config.paradigm is 'autoregressive'")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import json
 from pathlib import Path
 import shutil
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +41,9 @@ _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "best_metric",
   "mesh", "rules", "decode_rules", "attention", "microbatches", "remat", "data_dir", "dataset_path", "dataset_manifest",
   "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "relevant_grade", "ce_chunk",
-  "show_queries", "dense", "nelbo_queries", "topk_steps", "topk_beam", "topk_commit", "topk_policy", "beam_widths",
-  "start_share",
+  "show_queries", "dense", "nelbo_queries", "decodings", "topk_steps", "topk_beam", "topk_commit", "topk_policy",
+  "beam_widths", "start_share", "temperature", "samples", "pool", "block_length", "beam_canvases", "chain_candidates",
+  "chain_steps",
 }  # fmt: skip
 
 # What a field was before it existed.
@@ -51,7 +53,9 @@ _OLDER = {
   "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ["query", "value"],
   "pattern": "bidirectional", "code_head": False, "spare_unasked": False,
   "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": [],
-  "topk_steps": 0, "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
+  "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
+  "temperature": 1.0, "samples": 8, "pool": 100, "block_length": 4, "beam_canvases": 8, "chain_candidates": 20,
+  "chain_steps": 0,
   "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
   "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",
   "pseudo_queries": "spans", "relevant_grade": 1, "diffusion_weight": 1.0, "start_share": 0.0,
@@ -62,9 +66,10 @@ CODES_FILE = Path("index") / "codes.npz"  # of a run on learned DocIDs, in its w
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
-  "eval_batch_size": int, "eval_splits": list, "relevant_grade": int, "dense": str, "nelbo_queries": int,
-  "beam_widths": list, "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str,
-  "start_share": float,
+  "eval_batch_size": int, "eval_splits": list[str], "relevant_grade": int, "dense": str, "nelbo_queries": int,
+  "beam_widths": list[int], "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str,
+  "start_share": float, "decodings": list[str], "temperature": float, "samples": int, "pool": int, "block_length": int,
+  "beam_canvases": int, "chain_candidates": int, "chain_steps": int,
 }  # fmt: skip
 
 
@@ -161,7 +166,8 @@ class Run:
         raise ValueError(f"--set {assignment}: field=value with one of the fields {', '.join(DECODING_FIELDS)}")
       kind = DECODING_FIELDS[field]
       try:
-        self.config[field] = [x for x in value.split(",") if x] if kind is list else kind(value)
+        (item,) = get_args(kind) or (None,)
+        self.config[field] = [item(part) for part in value.split(",") if part] if item else kind(value)
       except ValueError:
         raise ValueError(f"--set {assignment}: {field} is of type {kind.__name__}, not {value!r}") from None
 
@@ -286,7 +292,7 @@ def open_run(workdir: Path) -> Run:
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
   run = Run(
     workdir,
-    ml_collections.ConfigDict(_OLDER | record["config"]),
+    ml_collections.ConfigDict(_fields(record["config"])),
     Vocabulary.load(workdir / "vocab"),
     DocIdIndex.load(workdir / "index"),
     TransformerConfig.from_dict(record["model"]),
@@ -296,6 +302,13 @@ def open_run(workdir: Path) -> Run:
       f"{workdir} holds a run on codes of an older version, whose canvas held tokens instead of codes: train it anew"
     )
   return run
+
+
+def _fields(record: dict[str, Any]) -> dict[str, Any]:
+  """The config of a run's record, with what an older one did not have yet."""
+  topk = record.get("topk_steps", 0)  # before `decodings`, 0 left top-k decoding out
+  older = {"decodings": ["one_pass", *(["topk"] if topk else []), "constrained", "free"]}
+  return _OLDER | older | record | {"topk_steps": topk or 4}
 
 
 def _code_rows(config: Config, codes: CodeIndex | None) -> dict[str, int]:
@@ -308,7 +321,7 @@ def _code_rows(config: Config, codes: CodeIndex | None) -> dict[str, int]:
 
 def _check_same_run(config: Config, collection: Collection, workdir: Path) -> None:
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-  old, new = _OLDER | record["config"], json.loads(config.to_json())
+  old, new = _fields(record["config"]), json.loads(config.to_json())
   for field in sorted(set(old) | set(new)):
     if field not in _MAY_CHANGE and old.get(field) != new.get(field):
       raise ValueError(

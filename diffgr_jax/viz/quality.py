@@ -65,7 +65,7 @@ def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, m
   if len(machines) > 1:
     raise ValueError(f"the records are of {len(machines)} machines; queries a second compare on one machine only")
   points = [
-    (name, method, figures["queries/s"], figures[metric], figures.get("forwards"))
+    (name, method, figures["queries/s"], figures[metric], figures.get("canvases", figures.get("forwards")))
     for name, record in records.items()
     for method, figures in record["metrics"].get(split, {}).items()
     if metric in figures and "queries/s" in figures
@@ -75,8 +75,8 @@ def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, m
   axes, figure = _axes(f"{metric} against speed, {split}")
   methods = list(dict.fromkeys(method for _, method, *_ in points))
   for i, name in enumerate(records):
-    for _, method, speed, quality, forwards in (point for point in points if point[0] == name):
-      note = "" if forwards is None else f", {forwards:.3g} forward{'s' * (forwards != 1)}"
+    for _, method, speed, quality, canvases in (point for point in points if point[0] == name):
+      note = "" if canvases is None else f", {canvases:.3g} canvas{'es' * (canvases != 1)}"
       axes.scatter(
         speed, quality, s=70, marker=_MARKERS[i % len(_MARKERS)], color=_colour(methods.index(method)), zorder=3,
         edgecolors="white", linewidths=0.6, clip_on=False,

@@ -64,9 +64,9 @@ def test_a_beam_as_wide_as_the_corpus_is_enumeration(toy, policy):
     for row, (prompt, row_seed) in enumerate(zip(inputs[0], inputs[1], strict=True)):
       exact = enumerate_scores(toy, params, prompt, row_seed, *inputs[2:], options)
       got = np.full(30, np.nan)
-      got[np.asarray(found.document[row])] = found.log_probability[row]
+      got[np.asarray(found.document[row])] = found.score[row]
       np.testing.assert_allclose(got, exact, atol=2e-5)
-      assert (np.diff(np.asarray(found.log_probability[row])) <= 0).all()
+      assert (np.diff(np.asarray(found.score[row])) <= 0).all()
       assert np.isclose(np.exp(exact).sum(), 1.0)
 
 
@@ -79,7 +79,9 @@ def test_steps_change_the_ranking(toy):
   ]
   assert (np.asarray(ranked[0].document) != np.asarray(ranked[1].document)).any()
   assert (ranked[0].canvases == 1).all()
+  assert (ranked[0].forwards == 1).all()
   assert (ranked[1].canvases > 3).all()
+  assert (ranked[1].forwards == 3).all()
 
 
 def test_one_step_is_one_pass_scoring(toy):
@@ -91,7 +93,7 @@ def test_one_step_is_one_pass_scoring(toy):
   total = scoring.one_pass_scores(params, prompt, *index, denoise=toy.denoise, mask_id=toy.mask)
   assert (found.document == best).all()
   expected = score - jax.nn.logsumexp(total, axis=-1, keepdims=True)
-  np.testing.assert_allclose(found.log_probability, expected, atol=1e-5)
+  np.testing.assert_allclose(found.score, expected, atol=1e-5)
 
 
 def test_a_narrow_beam_returns_distinct_documents_and_keeps_the_mass(toy):
@@ -118,11 +120,11 @@ def test_the_loop_agrees_with_its_twin_and_rows_with_themselves(toy):
     *_, last = decode_topk_steps(params, *inputs, denoise=toy.denoise, options=options)
     document, score = scoring.top_documents(last.score, 12)
     assert (document == found.document).all()
-    np.testing.assert_allclose(score, found.log_probability, atol=1e-6)
+    np.testing.assert_allclose(score, found.score, atol=1e-6)
     alone = (inputs[0][1:2], inputs[1][1:2], *inputs[2:])
     single = decode_topk(params, *alone, denoise=toy.denoise, options=options, k=12)
     assert (single.document[0] == found.document[1]).all()
-    assert single.canvases[0] == found.canvases[1]
+    assert (single.canvases[0], single.forwards[0]) == (found.canvases[1], found.forwards[1])
 
 
 @pytest.mark.parametrize("field, value", [("steps", 0), ("beam", 0), ("commit", 0), ("pool", -1)])
