@@ -90,11 +90,16 @@ def _head(config: TransformerConfig, params: DecodingParams, hidden: Float[Array
   return jax.lax.fori_loop(0, _ROUNDS, again, hidden)
 
 
-@functools.partial(jax.jit, static_argnames="layers")
-def _attention(query, keys, values, mask, *, layers: int) -> Float[Array, "F M"]:
-  """`_ROUNDS` times the attention of every layer."""
-  again = lambda _, out: inference.attend(query + 1e-6 * out.sum(), keys, values, mask)
-  return jax.lax.fori_loop(0, layers * _ROUNDS, again, inference.attend(query, keys, values, mask))
+@jax.jit
+def _attention(query, caches, mask) -> Float[Array, "B G Q K"]:
+  """`_ROUNDS` times the attention of every layer, each to keys and values of its own: one layer's stay in a cache."""
+
+  def again(_, x):
+    for keys, values in caches:
+      x = query + 1e-6 * inference.attend(x, keys, values, mask).sum()
+    return x
+
+  return jax.lax.fori_loop(0, _ROUNDS, again, query)
 
 
 @dataclass
@@ -131,8 +136,8 @@ class Costs:
       group, heads = config.n_kv_heads, config.n_heads // config.n_kv_heads
       keys = draw(rows * group, slots, config.head_dim)
       query = draw(rows, group, heads * positions, config.head_dim)
-      parts = query, keys, keys + 1, jnp.ones((rows, positions, slots), bool)
-      return functools.partial(_attention, *parts, layers=config.n_layers)
+      caches = [(keys + layer, keys - layer) for layer in range(config.n_layers)]
+      return functools.partial(_attention, query, caches, jnp.ones((rows, positions, slots), bool))
 
     return self._median(f"attention {slots} {positions}", rows, prepare)
 
