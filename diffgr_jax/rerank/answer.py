@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import enum
 import functools
+import math
 import re
 from typing import Literal
 
@@ -179,11 +180,14 @@ def answer_starts(tokens: Int[np.ndarray, "B T"], marker: Sequence[int]) -> Int[
 def _take(tokens: Int[np.ndarray, "B W"], places: Int[np.ndarray, "B *k"]) -> Int[np.ndarray, "B *k"]:
   """The tokens at each row's places; places outside give the last token, which is padding."""
   width = tokens.shape[1]
-  flat = np.where((places >= 0) & (places < width), places, width - 1).reshape(len(tokens), -1)
+  inside = np.where((places >= 0) & (places < width), places, width - 1)
+  flat = inside.reshape(len(tokens), math.prod(places.shape[1:]))
   return np.take_along_axis(tokens, flat, axis=1).reshape(places.shape)
 
 
-def _spells(tokens: Int[np.ndarray, "B W"], places: Int[np.ndarray, "B *k"], word: Sequence[int]) -> Bool[np.ndarray, "B *k"]:
+def _spells(
+  tokens: Int[np.ndarray, "B W"], places: Int[np.ndarray, "B *k"], word: Sequence[int]
+) -> Bool[np.ndarray, "B *k"]:
   """Whether a word stands at each row's places."""
   same = np.ones(places.shape, bool)
   for offset, token in enumerate(word):

@@ -95,7 +95,9 @@ class ModelTraces:
     settings = self._settings(tasks)
     self._open_manifest(settings)
     journal = Journal(self.file)
-    outcomes = {place: Outcome(task, None, fault) for place, task in enumerate(mine) if (fault := self.rules.task_fault(task))}
+    outcomes = {
+      place: Outcome(task, None, fault) for place, task in enumerate(mine) if (fault := self.rules.task_fault(task))
+    }
     hopeful = [place for place in range(len(mine)) if place not in outcomes]
     for attempt in range(self.tries):
       pending = [place for place in hopeful if place not in outcomes or outcomes[place].trace is None]

@@ -108,7 +108,7 @@ def count_outcomes(outcomes: Iterable[Outcome]) -> Counter[str]:
 # --- a ranking from evidence ---
 
 
-def evidence_score(evidence: Evidence) -> float:
+def evidence_score(evidence: Evidence) -> int | float:
   """A score made by hand, for want of a learned one: what followed the last items counts most, then company, likeness.
 
   Counts go in as logarithms, for the second user who did the same says less than the first.
@@ -124,12 +124,12 @@ def evidence_score(evidence: Evidence) -> float:
   )
 
 
-def evidence_scores(task: RankingTask) -> list[float]:
+def evidence_scores(task: RankingTask) -> list[int | float]:
   """`evidence_score` of each candidate."""
   return [evidence_score(evidence) for evidence in task.evidence]
 
 
-def order_by_scores(candidates: Sequence[int], scores: Sequence[float]) -> tuple[int, ...]:
+def order_by_scores(candidates: Sequence[int], scores: Sequence[int | float]) -> tuple[int, ...]:
   """The candidates by falling scores; of equal ones the retriever's order decides.
 
   Raises:

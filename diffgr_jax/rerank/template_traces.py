@@ -86,7 +86,7 @@ class TemplateTraces:
   shop: Shop
   options: PromptOptions
   rules: TraceRules
-  score: Callable[[RankingTask], Sequence[float]] = evidence_scores
+  score: Callable[[RankingTask], Sequence[int | float]] = evidence_scores
   seed: int = 0
 
   def traces(self, tasks: Sequence[RankingTask]) -> Iterator[Outcome]:

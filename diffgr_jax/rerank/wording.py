@@ -28,14 +28,14 @@ _NOT_WRITTEN = str.maketrans("<>", "  ")  # every marker of a chat and every ID 
 class Buckets:
   """Words for ranges of a number: `words[i]` from `bounds[i-1]` on and below `bounds[i]`."""
 
-  bounds: tuple[float, ...]
+  bounds: tuple[int | float, ...]
   words: tuple[str, ...]
 
   def __post_init__(self):
     if len(self.words) != len(self.bounds) + 1 or sorted(self.bounds) != list(self.bounds):
       raise ValueError(f"{len(self.bounds)} rising bounds part {len(self.bounds) + 1} words; got {self}")
 
-  def word(self, value: float) -> str:
+  def word(self, value: int | float) -> str:
     return self.words[bisect_right(self.bounds, value)]
 
 

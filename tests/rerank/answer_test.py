@@ -28,7 +28,9 @@ def written(rows, size, candidates):
   template = options.template
   opening, comma, closing = text_tokens([template.list_open, template.list_separator, template.list_close], vocab)
   marker = a.answer_form(vocab, template).marker
-  ids = [[[vocab.docid_token(level, code) for level, code in enumerate(item)] for item in row] for row in candidates]
+  ids = [
+    [[vocab.docid_token(level, int(code)) for level, code in enumerate(item)] for item in row] for row in candidates
+  ]
   result = []
   for places, own in zip(rows, ids, strict=True):
     listed = sum(([*comma, *own[place]] for place in places), [])[len(comma) :]

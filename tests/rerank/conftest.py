@@ -49,7 +49,9 @@ def make_task(shop):
       supporters = rng.choice(past[-5:], min(2, len(past)), False).tolist() if past and rng.random() < 0.7 else []
       counts = rng.geometric(0.3, 5) - 1
       evidence.append(
-        Evidence(*map(int, counts[:2]), tuple(dict.fromkeys(supporters)), *map(int, counts[2:]), float(rng.uniform(-0.2, 1)))
+        Evidence(
+          *map(int, counts[:2]), tuple(dict.fromkeys(supporters)), *map(int, counts[2:]), float(rng.uniform(-0.2, 1))
+        )
       )
     aim = int(rng.choice(chosen)) if target else -1
     return RankingTask(f"U{rng.integers(10**6)}", past, tuple(chosen.tolist()), aim, tuple(evidence))

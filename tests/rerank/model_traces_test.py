@@ -34,7 +34,9 @@ class Sampler:
     if len(self.batches) >= self.calls:
       raise Interrupted
     self.batches.append((len(prompts), seed))
-    return [self.answer(self.tasks[tuple(prompt)], np.random.default_rng([seed, i])) for i, prompt in enumerate(prompts)]
+    return [
+      self.answer(self.tasks[tuple(prompt)], np.random.default_rng([seed, i])) for i, prompt in enumerate(prompts)
+    ]
 
   def answer(self, task, rng):
     ranking = tuple(rng.permutation(task.candidates).tolist())
@@ -43,7 +45,7 @@ class Sampler:
     reasoning = ("soap " * (20 if kind < 0.1 else 120), stranger if kind > 0.9 else ranking[0], " is best")
     encoded = self.encode(p.render(task, self.shop, self.options, reasoning, ranking))
     generated = encoded.tokens[encoded.parts != Part.PROMPT].tolist()
-    cut = generated[: -3] if 0.1 < kind < 0.2 else generated
+    cut = generated[:-3] if 0.1 < kind < 0.2 else generated
     return cut + [self.vocab.pad_id] * 4
 
 
@@ -101,7 +103,13 @@ def test_a_stopped_shard_comes_to_the_same_bytes(make_source, tasks, shop, codes
     list(stopped.traces(tasks))
   lines = stopped.file.read_bytes().splitlines(keepends=True)
   assert len(lines) == 12
-  for cut in (len(b"".join(lines)), len(b"".join(lines[:9])), len(b"".join(lines[:8])), 0, int(rng.integers(len(content)))):
+  for cut in (
+    len(b"".join(lines)),
+    len(b"".join(lines[:9])),
+    len(b"".join(lines[:8])),
+    0,
+    int(rng.integers(len(content))),
+  ):
     stopped.file.write_bytes(content[:cut])  # in the middle of a line, of a batch, or between two
     sampler = Sampler(tasks, shop, codes, size)
     assert list(replace(stopped, sample=sampler).traces(tasks)) == expected

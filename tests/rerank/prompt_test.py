@@ -18,9 +18,7 @@ ITEMS = (
   Item("B3", "Top Coat", "Opi", ("Nails",)),
 )
 SHOP = Shop("small", ITEMS, ("u",), ((),), "00")
-TASK = RankingTask(
-  "u", (0, 1, 0), (3, 2), 3, (Evidence(2, 0, (1, 0), 9, 1, 2, 0.9), Evidence(0, 1, (), 0, 0, 0, 0.0))
-)
+TASK = RankingTask("u", (0, 1, 0), (3, 2), 3, (Evidence(2, 0, (1, 0), 9, 1, 2, 0.9), Evidence(0, 1, (), 0, 0, 0, 0.0)))
 
 
 def shown(message, template=p.COMPACT.template):
@@ -53,7 +51,9 @@ def test_a_full_prompt_reads_as_promised():
 def test_options_leave_out_what_they_say():
   text = shown(p.render_prompt(TASK, SHOP, replace(p.COMPACT, evidence=False, history_items=0, title_words=0)))
   assert text == "[BOS]history candidates #3 Opi Nails #2 [SEP]"
-  assert "#0" not in shown(p.render_prompt(replace(TASK, evidence=()), SHOP, replace(p.COMPACT, evidence=False, history_items=0)))
+  assert "#0" not in shown(
+    p.render_prompt(replace(TASK, evidence=()), SHOP, replace(p.COMPACT, evidence=False, history_items=0))
+  )
   one = shown(p.render_prompt(TASK, SHOP, replace(p.COMPACT, supporters=1)))
   assert " with 2 known" in one
   hidden = shown(p.render_prompt(TASK, SHOP, replace(p.COMPACT, history_items=1)))

@@ -26,7 +26,9 @@ def test_every_case_of_short_lists():
   for candidates in (1, 2, 3, 10):
     places = np.array([(b, a) for b in range(candidates) for a in range(candidates)])
     for valid in (True, False):
-      rewards = r.ranking_rewards(places[:, 0], places[:, 1], np.full(len(places), candidates), np.full(len(places), valid), 0.3)
+      rewards = r.ranking_rewards(
+        places[:, 0], places[:, 1], np.full(len(places), candidates), np.full(len(places), valid), 0.3
+      )
       expected = [by_the_papers(b, a, candidates, valid, 0.3) for b, a in places.tolist()]
       np.testing.assert_allclose(rewards, expected, atol=1e-7)
 

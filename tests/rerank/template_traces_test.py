@@ -56,11 +56,13 @@ def test_traces_are_long_enough_and_cite_what_is_given(source, size, make_task, 
     in_order = list(dict.fromkeys(item for item in compared if item not in task.history))
     expected = [item for item in trace.ranking if item in in_order]
     assert in_order == expected  # candidates are met in the order of the ranking
-    encoded = encode_message(p.render(task, shop, options, *(trace.reasoning, trace.ranking)), vocab, codes, options.template)
+    encoded = encode_message(
+      p.render(task, shop, options, *(trace.reasoning, trace.ranking)), vocab, codes, options.template
+    )
     lengths.append(int((encoded.parts == Part.REASONING).sum()))
   assert min(lengths) >= 100
   if options is p.COMPACT:
-    assert np.mean(lengths) < 150
+    assert np.mean(lengths) < 300  # with the 600 pieces of this vocabulary; words of a larger one are fewer tokens
 
 
 def test_a_short_list_that_yields_no_long_trace_is_dropped(source, make_task):
@@ -89,7 +91,9 @@ def test_a_trace_says_what_the_evidence_says():
   )  # fmt: skip
   shop = Shop("s", items, (), (), "")
   nothing = Evidence(0, 0, (), 0, 0, 0, 0.0)
-  task = RankingTask("u", (2, 0, 1), (5, 3, 4), -1, (nothing, Evidence(9, 0, (1,), 70, 0, 0, 0.0), Evidence(1, 0, (), 9, 2, 2, 0.0)))
+  task = RankingTask(
+    "u", (2, 0, 1), (5, 3, 4), -1, (nothing, Evidence(9, 0, (1,), 70, 0, 0, 0.0), Evidence(1, 0, (), 9, 2, 2, 0.0))
+  )
   rules = r.TraceRules(lambda reasoning: 100, target_first=False)
   for seed in range(20):
     source = TemplateTraces(shop, p.COMPACT, rules, seed=seed)

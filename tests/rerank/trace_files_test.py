@@ -51,7 +51,11 @@ def test_rows_find_their_task_and_are_judged(tmp_path, shop, make_task):
   )
   source, skipped = f.read_traces([path], shop, RULES)
   assert not skipped
-  other = replace(task, user="other", target=task.candidates[0] if names[0] != shop.items[task.candidates[0]].item_id else task.candidates[1])
+  other = replace(
+    task,
+    user="other",
+    target=task.candidates[0] if names[0] != shop.items[task.candidates[0]].item_id else task.candidates[1],
+  )
   kept, dropped, none = source.traces([task, other, replace(task, candidates=task.candidates[:2])])
   assert kept.trace.reasoning == ("because",)
   assert (dropped.dropped, none.dropped) == (r.NOT_FIRST, r.NO_TRACE)
