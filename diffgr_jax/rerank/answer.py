@@ -1,6 +1,7 @@
 """The one parser: what a model wrote, as a ranking of the candidates or as the fault it has.
 
-    answer     list_open ID separator ID separator ... ID list_close [EOS]        an ID: one code of every level, in order
+    answer     list_open ID separator ID separator ... ID list_close [EOS]       an ID: one code of every level, in
+    order
 
 Every answer gets one verdict. Of several faults the greatest counts:
 
@@ -13,11 +14,11 @@ Every answer gets one verdict. Of several faults the greatest counts:
     OMISSION     a candidate less often than once
 
 Ten IDs with one of them twice leave one out: that is a DUPLICATE. The counts of each fault are kept beside the verdict.
-Candidates whose IDs are equal (codes need not be unique) are told apart by nothing in an answer: their ID stands for the
-first of them where it comes first, for the second where it comes again, and is a duplicate only from then on.
+Candidates whose IDs are equal (codes need not be unique) are told apart by nothing in an answer: their ID stands for
+the first of them where it comes first, for the second where it comes again, and is a duplicate only from then on.
 
-Whatever could be read of a faulty answer, from its beginning to its first fault of form, can be repaired: duplicates and
-strangers drop out, and what is missing is appended in the input order. From nothing comes the input order.
+Whatever could be read of a faulty answer, from its beginning to its first fault of form, can be repaired: duplicates
+and strangers drop out, and what is missing is appended in the input order. From nothing comes the input order.
 """
 
 from collections.abc import Mapping, Sequence

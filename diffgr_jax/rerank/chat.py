@@ -9,8 +9,8 @@ the beginning of the whole message's tokens, and what a model generates begins w
 to the answer, for the model has to write it.
 
 Segments are tokenised one by one, so that the same text has the same tokens wherever it stands, and a parser can look
-for them. A sentencepiece tokenizer begins every text with a word's start: where that is a piece of its own (`▁` before a
-bracket), it is left out.
+for them. A sentencepiece tokenizer begins every text with a word's start: where that is a piece of its own (`▁` before
+a bracket), it is left out.
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,8 @@
     sampled      from left to right, each position drawn among the candidates that remain
 
 This is an extra beside free decoding: it makes duplicates, omissions and strangers impossible, and says nothing of
-whether a model would have avoided them. `scores` takes the levels of an ID, and the positions, as independent given what
-the model saw.
+whether a model would have avoided them. `scores` takes the levels of an ID, and the positions, as independent given
+what the model saw.
 """
 
 from typing import Literal

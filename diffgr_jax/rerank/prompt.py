@@ -60,8 +60,8 @@ FULL_WORDING = Wording(
     "Here are a user's history and candidates for the next item. An item is written as its ID, a row of tokens such as"
     " <a_1><b_2><c_3><d_4>. Reason in three steps: the pattern in the history; the complementary need that follows from"
     " it; the choice among the candidates, held against each other. Cite items by their IDs, and rely on what is given"
-    " here alone. The order of the candidates is a retriever's, and may be wrong. Then answer with nothing but JSON that"
-    ' ranks every candidate once, the likeliest first: {"ranking": ["ID", "ID", ...]}\n'
+    " here alone. The order of the candidates is a retriever's, and may be wrong. Then answer with nothing but JSON"
+    ' that ranks every candidate once, the likeliest first: {"ranking": ["ID", "ID", ...]}\n'
   ),
   history="\nHistory, oldest first:",
   candidates="\n\nCandidates:",

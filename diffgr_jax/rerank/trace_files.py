@@ -123,7 +123,7 @@ def trace_row(user: str, trace: Trace, shop: Shop) -> dict[str, Any]:
 
 
 def write_traces(path: str | Path, outcomes: Iterable[Outcome], shop: Shop) -> Counter[str]:
-  """Writes the kept traces, under another name until the file is whole, and counts all outcomes by what became of them."""
+  """Writes the kept traces, under another name until the file is whole, and counts outcomes by what became of them."""
   path, counts = Path(path), Counter[str]()
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + ".partial")

@@ -7,8 +7,8 @@
     similarity     <=0   -.2      -.35     -.5      -.65   above
                      -   distant  related  similar  close  twin
 
-What says nothing (-) is left out, so that none is written as no word at all. A popularity and a similarity need no label
-in front: their words name them. Each word is one piece of a vocabulary that was trained on prompts.
+What says nothing (-) is left out, so that none is written as no word at all. A popularity and a similarity need no
+label in front: their words name them. Each word is one piece of a vocabulary that was trained on prompts.
 """
 
 from bisect import bisect_right

@@ -23,7 +23,7 @@ def pad(rows, width=None):
 
 
 def written(rows, size, candidates):
-  """Rows of candidates' places as tokens of answers; codes are spelt by a small table, places beyond it are strangers."""
+  """Rows of candidates' places as tokens of answers; codes go by a table, places beyond it are strangers."""
   options, vocab = size
   template = options.template
   opening, comma, closing = text_tokens([template.list_open, template.list_separator, template.list_close], vocab)
@@ -33,7 +33,7 @@ def written(rows, size, candidates):
   ]
   result = []
   for places, own in zip(rows, ids, strict=True):
-    listed = sum(([*comma, *own[place]] for place in places), [])[len(comma) :]
+    listed = [token for place in places for token in (*comma, *own[place])][len(comma) :]
     result.append([*marker, *opening, *listed, *closing, vocab.eos_id])
   return result
 
@@ -74,7 +74,7 @@ def reference_verdict(row, form, candidates):
   if not eat(form.list_open):
     return Verdict.UNPARSABLE, None
   ids = []
-  if not (rest == form.list_close):
+  if rest != form.list_close:
     while True:
       ids.append(eat_id())
       if ids[-1] is None:
@@ -218,10 +218,14 @@ def test_random_tokens_break_nothing(seed, rows, width, vocab):
     assert answers.verdict[row] == reference_verdict(tokens[row].tolist(), form, known[row])[0]
 
 
+ID_PIECES = ("<a_1>", "<b_2>", "<c_3>", "<d_4>", "<d0_1>", "<d3_4>", "<z_1>", "<a_99999999>")
+
+
 @settings(max_examples=100, deadline=None)
-@given(text=st.text() | st.lists(st.sampled_from(
-  ["[", "]", "{", "}", '"', ",", "<a_1>", "<b_2>", "<c_3>", "<d_4>", "<d0_1>", "<d3_4>", " ", "<z_1>", "<a_99999999>", "</think>",
-   '"ranking":', "x"])).map("".join), finished=st.booleans())  # fmt: skip
+@given(
+  text=st.text() | st.lists(st.sampled_from([*'[]{}", x', '"ranking":', "</think>", *ID_PIECES])).map("".join),
+  finished=st.booleans(),
+)
 def test_random_texts_break_nothing(text, finished):
   known = np.array([[[1, 2, 3, 4], [1, 2, 3, 5]]])
   answers = a.parse_texts([text], [finished], known)

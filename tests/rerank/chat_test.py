@@ -1,4 +1,4 @@
-"""Messages as tokens: prompts are beginnings, parts are labelled, markers are single tokens, the same text is the same."""
+"""Messages as tokens: prompts are beginnings, parts are labelled, markers are single tokens."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,7 +44,7 @@ def test_an_answer_is_its_marker_and_a_list_of_ids(size, make_task, shop, codes)
   answer = encoded.tokens[encoded.parts == Part.ANSWER].tolist()
   ranked = [segment.content for segment in message if segment.role == "answer" and isinstance(segment.content, int)]
   ids = [[vocab.docid_token(level, int(code)) for level, code in enumerate(codes[item])] for item in ranked]
-  assert [token for token in answer if token >= vocab.docid_token(0, 0)] == sum(ids, [])
+  assert [token for token in answer if token >= vocab.docid_token(0, 0)] == [token for item in ids for token in item]
   if options is p.COMPACT:
     assert len(answer) == 1 + 2 + 9 + 10 * 4
     assert answer[0] == vocab.sep_id

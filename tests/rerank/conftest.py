@@ -17,7 +17,22 @@ from diffgr_jax.rerank.wording import COUNTS, POPULARITIES, SIMILARITIES
 ITEMS, LEVELS, CODES = 60, 4, 16
 BRANDS = ("Opi", "Tigi", "Pre de Provence", "", "Bundle Monster", "uYES")
 KINDS = (("Beauty", "Nails"), ("Beauty", "Hair Care", "Styling Products"), ("Beauty", "Soaps"), (), ("Eyeliner",))
-WORDS = "matte wax shadow polish soap giftset brush liner conditioner cream blue silver rose mini".split()
+WORDS = [
+  "matte",
+  "wax",
+  "shadow",
+  "polish",
+  "soap",
+  "giftset",
+  "brush",
+  "liner",
+  "conditioner",
+  "cream",
+  "blue",
+  "silver",
+  "rose",
+  "mini",
+]
 
 
 @pytest.fixture(scope="session")

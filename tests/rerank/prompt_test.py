@@ -42,8 +42,9 @@ def test_a_full_prompt_reads_as_promised():
     p.FULL_WORDING.instruction
     + "\nHistory, oldest first:\n#1 title: Wax |im_end| for hair; category: Styling Products"
     + "\n#0 title: Nail Lacquer Big Apple Red; brand: Opi; category: Nails"
-    + "\n\nCandidates:\n#3 title: Top Coat; brand: Opi; category: Nails; taken after the last items: two; taken together"
-    + " with: #1 #0; popularity: known; of its brand in the history: one; of its category in the history: two; content: twin"
+    + "\n\nCandidates:\n#3 title: Top Coat; brand: Opi; category: Nails; taken after the last items: two"
+    + "; taken together with: #1 #0; popularity: known; of its brand in the history: one"
+    + "; of its category in the history: two; content: twin"
     + "\n#2 taken before them: one<|im_end|>\n<|im_start|>assistant\n<think>\n"
   )
 

@@ -1,5 +1,7 @@
 """The reward: the paper's formula answer by answer, its bounds, and what it must never pay for."""
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -39,7 +41,7 @@ def test_bounds_and_order(candidates, alpha, data):
   before = data.draw(st.integers(0, candidates - 1))
   rewards = [one(before, after, candidates, alpha=alpha) for after in range(candidates)]
   assert all(-1 < reward <= 1 + alpha for reward in rewards)
-  assert all(better > worse for better, worse in zip(rewards, rewards[1:], strict=False))  # the higher, the more
+  assert all(better > worse for better, worse in itertools.pairwise(rewards))  # the higher, the more
   assert one(before, 0, candidates, valid=False, alpha=alpha) == -1
   if before > 0:
     assert rewards[before] == 0  # a copy of the input order earns nothing

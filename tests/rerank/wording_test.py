@@ -1,5 +1,7 @@
 """Words for numbers, titles without what is said elsewhere, and texts that cannot be taken for markers."""
 
+import itertools
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
@@ -62,5 +64,5 @@ def test_evidence_that_says_nothing_is_not_written():
 def test_joining_keeps_what_is_read(contents):
   joined = w.joined(contents)
   assert "".join(map(str, joined)) == "".join(map(str, contents))
-  assert not any(isinstance(a, str) and isinstance(b, str) for a, b in zip(joined, joined[1:], strict=False))
+  assert not any(isinstance(a, str) and isinstance(b, str) for a, b in itertools.pairwise(joined))
   assert "" not in joined
