@@ -113,6 +113,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.schedule = "linear"  # linear | cosine
   config.all_masked_fraction = 0.7  # share of rows at t = 1, what one-pass scoring sees; above 0 is no bound
   config.antithetic = True  # times spread evenly over the batch
+  config.diffusion_weight = 1.0  # of the diffusion loss; 0 leaves the document-level softmax alone
   config.document_weight = 1.0  # of the document-level softmax beside the diffusion loss
   config.prior_weight = 1.0  # of the tokens' log frequency, subtracted in one-pass scores (0: plain)
   config.label_smoothing = 0.0  # share of the targets that is spread over all tokens
@@ -150,6 +151,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # Evaluation at the end.
   config.eval_splits = ("valid", "test")
   config.eval_batch_size = 64
+  config.start_share = 0.0  # share of the pretrained start in the weights that answer (training/averaging.py)
   config.relevant_grade = 1  # grade from which Hit and MRR count a judged document; for TREC DL: 2
   config.decode_steps = 4  # T of the T-step decodings
   config.policy = "confidence"  # random | confidence | margin | entropy | threshold

@@ -29,7 +29,7 @@ from diffgr_jax.generation.options import (
   with_flag,
 )
 from diffgr_jax.generation.text import TextGenerator, find_tokenizer
-from diffgr_jax.training.checkpoint import restore_params
+from diffgr_jax.training.averaging import answering_params
 from diffgr_jax.training.options import check_config
 from diffgr_jax.training.pretrained import load_pretrained, read_spec
 from diffgr_jax.training.run import Run, open_run
@@ -136,7 +136,7 @@ def _ask(workdir: Path) -> None:
   run.set_decoding(_SET.value)
   denoising = _set_denoising(run)
   check_config(run.config)
-  params, _ = restore_params(workdir, run.model, _STEP.value)
+  params, _ = answering_params(run, _STEP.value)
   for text in _lines(_QUERY.value, "query"):
     answer = answer_query(run, params, text, top=_TOP.value, constrained=_CONSTRAINED.value, denoising=denoising)
     if _JSON.value:

@@ -13,7 +13,7 @@ from absl import flags
 
 from diffgr_jax import cli
 from diffgr_jax.evaluation.report import evaluate_run, print_report
-from diffgr_jax.training.checkpoint import restore_params
+from diffgr_jax.training.averaging import answering_params
 from diffgr_jax.training.options import CODES, check_config
 from diffgr_jax.training.run import open_run
 
@@ -32,7 +32,7 @@ def main(_) -> None:
   run = open_run(workdir)
   run.set_decoding(_SET.value)
   check_config(run.config)
-  params, step = restore_params(workdir, run.model, _STEP.value)
+  params, step = answering_params(run, _STEP.value)
   out = Path(_OUT.value) if _OUT.value else workdir / "results.json"
   if _CODES.value and not (_CORPUS.value and run.config.docid == CODES):
     raise ValueError("--docid_index goes with --corpus, for a run with config.docid codes")

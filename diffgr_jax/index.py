@@ -32,7 +32,7 @@ from diffgr_jax.docid.controls import CONTROLS
 from diffgr_jax.docid.rqvae import ESTIMATORS, RqvaeOptions
 from diffgr_jax.docid.vectors import read_vectors
 from diffgr_jax.evaluation.retrieval import format_table
-from diffgr_jax.training.document_vectors import LSA, document_vectors
+from diffgr_jax.training.document_vectors import LSA, document_vectors, with_titles
 
 ACTIONS = ("build", "inspect", "import")
 _CORPUS = flags.DEFINE_enum(
@@ -47,6 +47,9 @@ _PART = flags.DEFINE_enum("part", PARTS[0], PARTS, "build, msmarco: as config.da
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "build, import: where built data sets are kept; default: nowhere")
 _VECTORS = flags.DEFINE_string(
   "vectors", None, "build: lsa (default), minilm, a Hugging Face folder or a .npy; inspect: a .npy"
+)
+_TITLES = flags.DEFINE_float(
+  "title_weight", 0.0, "build, vectors of a sentence encoder: share of the title's own vector that is added", 0.0
 )
 _WIDTH = flags.DEFINE_integer("width", 256, "build: of lsa's vectors, at most", lower_bound=1)
 _METHOD = flags.DEFINE_enum("method", METHODS[0], METHODS, "build: how codes are made")
@@ -72,9 +75,9 @@ _EXPORT = flags.DEFINE_string("export", None, "write the published form to this 
 _NEEDS = {"build": {"out"}, "inspect": {"index"}, "import": {"json", "out"}}
 _TAKES = {
   "build": {
-    "corpus", "path", "data_dir", "vectors", "width", "method", "levels", "codes", "collisions", "control", "seed",
-    "iterations", "rotate", "latent", "steps", "batch", "learning_rate", "estimator", "quantizer", "on_bad_row",
-    "words", "limit", "part", "category",
+    "corpus", "path", "data_dir", "vectors", "title_weight", "width", "method", "levels", "codes", "collisions",
+    "control", "seed", "iterations", "rotate", "latent", "steps", "batch", "learning_rate", "estimator", "quantizer",
+    "on_bad_row", "words", "limit", "part", "category",
   },
   "inspect": {"vectors"},
   "import": {"corpus", "path", "data_dir", "on_bad_row", "words", "limit", "part", "category"},
@@ -136,6 +139,8 @@ def build() -> tuple[CodeIndex, np.ndarray | None]:
         "--quantizer needs --vectors of the space it was fitted in; lsa's space is another for each corpus"
       )
   if _CORPUS.value is None:
+    if _TITLES.value:
+      raise ValueError("--title_weight needs --corpus, whose titles it reads")
     if not source.endswith(".npy"):
       names = ", ".join((*NAMES, *SHOPS))
       raise ValueError(f"--corpus is one of {names}; only --vectors=FILE.npy goes without")
@@ -145,9 +150,13 @@ def build() -> tuple[CodeIndex, np.ndarray | None]:
   else:
     documents = _documents(_CORPUS.value)
     vectors = None if random else document_vectors(source, documents, width=_WIDTH.value, seed=_SEED.value)
+    if _TITLES.value and vectors is not None:
+      vectors = with_titles(vectors, source, documents, _TITLES.value)
     names, titles = [document.doc_id for document in documents], [document.title for document in documents]
   index = build_index(names, titles, vectors, options, quantizer=quantizer)
   index.settings["vectors"] = "none" if random else Path(source).name
+  if _TITLES.value:
+    index.settings["title_weight"] = _TITLES.value
   return index, vectors
 
 

@@ -16,6 +16,7 @@ from diffgr_jax import cli
 from diffgr_jax.evaluation.report import evaluate_run, print_report
 from diffgr_jax.parallel.distributed import initialize, no_waiting_after_failure, pod_settings
 from diffgr_jax.parallel.preemption import EXIT_CODE, Preempted
+from diffgr_jax.training.averaging import average_with_start
 from diffgr_jax.training.host_log import host_log
 from diffgr_jax.training.loop import train_and_evaluate
 from diffgr_jax.training.run import Run, load_data
@@ -54,8 +55,9 @@ def main(_) -> int | None:
       print(f"trained to step {int(state.step)}; evaluate with python -m diffgr_jax.evaluate --workdir={workdir}")
     return None
   out = workdir / "results.json"
-  print_report(evaluate_run(run, state.params, step=int(state.step), out=out), out)
-  if drawn := show_worked_queries(run, state.params, _worked_queries(run), workdir / "denoising.png"):
+  params = average_with_start(run, state.params)
+  print_report(evaluate_run(run, params, step=int(state.step), out=out), out)
+  if drawn := show_worked_queries(run, params, _worked_queries(run), workdir / "denoising.png"):
     print(f"\npicture: {drawn}")
   return None
 

@@ -7,8 +7,8 @@ none.
 
     step:   prepare (draw x_t for the GLOBAL batch)  ->  loss of each microbatch  ->  the parts add up
 
-The loss is the masked-diffusion bound (DiffuGR, arXiv 2511.08150; MDLM, arXiv 2406.07524), and, with
-`document_weight` > 0, a retrieval-aware term beside it: the right document against all others, by the score
+The loss is the masked-diffusion bound (DiffuGR, arXiv 2511.08150; MDLM, arXiv 2406.07524) times `diffusion_weight`,
+and, with `document_weight` > 0, a retrieval-aware term beside it: the right document against all others, by the score
 that one-pass retrieval ranks by.
 """
 
@@ -41,6 +41,7 @@ class DocIdStage:
   first_valid: int = 0  # columns before this one are never predicted
   antithetic: bool = True
   ce_chunk: int = 0  # vocabulary rows a chunk of the cross-entropy; 0 holds all logits at once
+  diffusion_weight: float = 1.0  # of the diffusion loss
   document_weight: float = 0.0  # of the document-level softmax
   prior_weight: float = 0.0  # share of the tokens' log frequency that is subtracted in that score
   label_smoothing: float = 0.0  # share of the target that is spread evenly over the columns in use
@@ -79,6 +80,7 @@ class DocIdStage:
         nll = (1.0 - self.label_smoothing) * nll + self.label_smoothing * even
     loss, sums = masked_diffusion_loss(nll, batch["corrupted"], batch["weight"], target_count)
     metrics = {"diffusion_loss": loss} | sums
+    loss = self.diffusion_weight * loss
     if logits is not None and log_sum is not None and self.document_weight > 0.0:
       document_loss, hits = self._document_loss(logits, log_sum, batch, index)
       loss = loss + self.document_weight * document_loss / row_count

@@ -37,13 +37,15 @@ _CHOICES = {
 _AT_LEAST = {
   "batch_size": 1, "microbatches": 1, "steps": 1, "warmup_steps": 0, "prompt_length": 4, "canvas_length": 0,
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
-  "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "document_weight": 0, "prior_weight": 0,
-  "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
+  "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "diffusion_weight": 0, "document_weight": 0,
+  "prior_weight": 0, "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
   "topk_steps": 0, "topk_beam": 1, "topk_commit": 1, "lora_rank": 0, "keep_every": 0, "keep_best": 0,
   "dataset_words": 0, "dataset_limit": 0, "relevant_grade": 1,
 }  # fmt: skip
 _ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
-_SHARES = ("all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate", "label_smoothing")
+_SHARES = (
+  "all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate", "label_smoothing", "start_share",
+)  # fmt: skip
 
 
 def check_config(config: Config) -> None:
@@ -105,6 +107,8 @@ def check_config(config: Config) -> None:
   make_policy(config.policy, config.threshold)
   make_process(config.process, config.schedule, config.all_masked_fraction)
   _check_start(config)
+  if not config.diffusion_weight and not config.document_weight:
+    raise ValueError("config.diffusion_weight and config.document_weight are both 0: one of them must be above it")
   if config.document_weight > 0 and config.ce_chunk:
     raise ValueError(
       "config.ce_chunk must be 0 when config.document_weight > 0: that term needs all logits of the canvas"
@@ -130,6 +134,11 @@ def _check_paradigm(config: Config) -> None:
 
 
 def _check_start(config: Config) -> None:
+  if config.start_share and (config.start != "pretrained" or config.lora_rank):
+    raise ValueError(
+      "config.start_share must be 0 unless config.start is 'pretrained' and config.lora_rank is 0: it averages whole"
+      " weights with pretrained ones"
+    )
   if config.start == "pretrained":
     if not config.pretrained:
       raise ValueError("config.pretrained must name a folder, or minilm, when config.start is 'pretrained'")

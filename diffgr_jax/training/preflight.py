@@ -167,6 +167,7 @@ def planned_stage(config: Config, job: Plan) -> DocIdStage:
     valid_size=mask_id if config.docid == CODES else columns,
     antithetic=config.antithetic,
     ce_chunk=config.ce_chunk,
+    diffusion_weight=config.diffusion_weight,
     document_weight=config.document_weight,
     prior_weight=config.prior_weight,
   )

@@ -41,6 +41,7 @@ _MAY_CHANGE = {
   "mesh", "rules", "decode_rules", "attention", "microbatches", "remat", "data_dir", "dataset_path", "dataset_manifest",
   "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "relevant_grade", "ce_chunk",
   "show_queries", "dense", "nelbo_queries", "topk_steps", "topk_beam", "topk_commit", "topk_policy", "beam_widths",
+  "start_share",
 }  # fmt: skip
 
 # What a field was before it existed.
@@ -53,14 +54,17 @@ _OLDER = {
   "topk_steps": 0, "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
   "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
   "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",
-  "pseudo_queries": "spans", "relevant_grade": 1,
+  "pseudo_queries": "spans", "relevant_grade": 1, "diffusion_weight": 1.0, "start_share": 0.0,
 }  # fmt: skip
+
+CODES_FILE = Path("index") / "codes.npz"  # of a run on learned DocIDs, in its workdir
 
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
   "eval_batch_size": int, "eval_splits": list, "relevant_grade": int, "dense": str, "nelbo_queries": int,
   "beam_widths": list, "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str,
+  "start_share": float,
 }  # fmt: skip
 
 
@@ -174,6 +178,7 @@ class Run:
       label_smoothing=config.label_smoothing,
       antithetic=config.antithetic,
       ce_chunk=config.ce_chunk,
+      diffusion_weight=config.diffusion_weight,
       document_weight=config.document_weight,
       prior_weight=config.prior_weight,
       spare_unasked=config.spare_unasked,
@@ -236,7 +241,7 @@ def _prepare(config: Config, workdir: Path) -> tuple[Run, Collection]:
   vocab.save(workdir / "vocab")
   index.save(workdir / "index")
   if codes is not None:  # its codebooks go with the weights
-    shutil.copyfile(config.docid_index, workdir / "index" / "codes.npz")
+    shutil.copyfile(config.docid_index, workdir / CODES_FILE)
   record = {
     "fingerprint": collection.fingerprint,
     "model": model.to_dict(),

@@ -68,6 +68,20 @@ def test_chunked_cross_entropy_gives_the_same_loss_and_gradient():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain_grad, chunked_grad)
 
 
+def test_the_two_terms_are_weighted():
+  params, batch = init_params(MODEL, jax.random.key(4)), batch_of(6)
+  drawn, count = STAGE.prepare(jax.random.key(5), batch)
+
+  def losses(diffusion, document):
+    stage = dataclasses.replace(STAGE, diffusion_weight=diffusion, document_weight=document)
+    return stage.loss(params, drawn, INDEX, count, 6)
+
+  _, terms = losses(1.0, 1.0)
+  expected = 0.25 * terms["diffusion_loss"] + 0.5 * terms["document_loss"]
+  np.testing.assert_allclose(losses(0.25, 0.5)[0], expected, rtol=1e-6)
+  np.testing.assert_allclose(losses(0.0, 1.0)[0], terms["document_loss"], rtol=1e-6)
+
+
 def test_the_parts_of_a_batch_add_up():
   params, batch = init_params(MODEL, jax.random.key(4)), batch_of(6)
   stage = dataclasses.replace(STAGE, document_weight=0.5)
