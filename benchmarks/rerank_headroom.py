@@ -6,8 +6,8 @@
 
 Leave-one-out; lists of ten whose target is among the retriever's first ten (`top 10`), or its first fifty (`10 of 50`).
 Users of the folder's held_out_users.txt, if it has one, are learned from and not measured. Trees are fitted to training
-lists, stopped and chosen on valid, and measured on test. The made-up shop's law gives the best possible figures exactly:
-what any order can reach in expectation, and what that order reached on the targets that were drawn.
+lists, stopped and chosen on valid, and measured on test. The made-up shop's law gives the best possible figures
+exactly: what any order can reach in expectation, and what that order reached on the targets that were drawn.
 """
 
 import functools

@@ -28,7 +28,10 @@ MISTAKES = [
   (["bild"], "the first argument is one of build, inspect, import, not 'bild'"),
   (["build", "--corpus=pydocs"], "index build needs --out"),
   (["build", "--out=/tmp/x.json"], "ends in .npz"),
-  (["build", "--out=/tmp/x.npz"], "--corpus is one of pydocs, folder, nq320k, msmarco, amazon_beauty, interactions; only --vectors=FILE.npy"),
+  (
+    ["build", "--out=/tmp/x.npz"],
+    "--corpus is one of pydocs, folder, nq320k, msmarco, amazon_beauty, interactions; only --vectors=FILE.npy",
+  ),
   (["build", "--out=/tmp/x.npz", "--corpus=nq320k", "--path=x"], "--data_dir says where the built nq320k is kept"),
   (["inspect", "--index=/no/such.npz"], "No such file"),
   (["inspect", "--index=README.md"], "README.md is no DocID index of codes"),

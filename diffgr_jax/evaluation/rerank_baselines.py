@@ -102,9 +102,7 @@ def features_of(task: RankingTask) -> Float[np.ndarray, "K F"]:
   return np.concatenate([features, relative.max(axis=0) - relative], axis=1)
 
 
-def _dataset(
-  tasks: Sequence[RankingTask], seed: int, reference: lightgbm.Dataset | None = None
-) -> lightgbm.Dataset:
+def _dataset(tasks: Sequence[RankingTask], seed: int, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
   features = np.concatenate([features_of(task) for task in tasks])
   taken = np.concatenate([np.array(task.candidates) == task.target for task in tasks]).astype(np.int32)
   names = [*FEATURES, *(f"{name} below the best" for name in _RELATIVE)]

@@ -3,8 +3,8 @@
     size 10, pool 10     the natural list: the retriever's first ten
     size 10, pool 50     the target and nine others drawn from the first fifty, in the retriever's order
 
-In the second, which nine does not depend on the target: each set of ten that holds it is equally likely, whichever of the
-ten the target is. So a list says no more about its target than its items say.
+In the second, which nine does not depend on the target: each set of ten that holds it is equally likely, whichever of
+the ten the target is. So a list says no more about its target than its items say.
 
 A user may give several training lists, one for each place of his training part, and `draws` of each place. The lists of
 valid and test are one a user. Lists of users who are held out are never made for valid and test (splits.py).
@@ -107,11 +107,11 @@ def make_lists(
   row, rank, draw = np.repeat(row, draws), np.repeat(rank, draws), np.tile(np.arange(draws), len(row))
   candidates = np.zeros((len(row), options.size), np.int64)
   for at, (r, own, number) in enumerate(zip(row, rank, draw, strict=True)):
-    candidates[at] = _draw(ranked[r], int(own), (users[r], places[r], number), options)
+    candidates[at] = _draw(ranked[r], int(own), (int(users[r]), int(places[r]), int(number)), options)
   requests = Requests(histories, users[row], places[row])
   gathered = EvidenceSource(items, count_covisits(known, len(items)), vectors, last).gather(requests, candidates)
   tasks = [
-    RankingTask(parts.shop.users[users[r]], requests.history(at), tuple(own), int(targets[r]), speaks)
+    RankingTask(parts.shop.users[int(users[r])], requests.history(at), tuple(own), int(targets[r]), speaks)
     for at, (r, own, speaks) in enumerate(zip(row, candidates.tolist(), gathered, strict=True))
   ]
   return Lists(tasks, len(users), len(row) // draws)
@@ -130,7 +130,7 @@ def _draw(
   """
   if options.pool == options.size:
     return ranked
-  rng = np.random.default_rng([options.seed, *map(int, what)])
+  rng = np.random.default_rng([options.seed, *what])
   others = np.delete(np.flatnonzero(ranked >= 0), rank)
   return ranked[np.sort(np.append(rng.choice(others, options.size - 1, replace=False), rank))]
 

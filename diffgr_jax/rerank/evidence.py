@@ -78,10 +78,7 @@ class EvidenceSource:
   def _take_out(self, requests: Requests, row: int, recent, candidates, followed, preceded, takers) -> None:
     """Takes what the user's own later items added out of a row of each count."""
     user, place = int(requests.users[row]), int(requests.places[row])
-    lost = self.counts.lost_takers(user, place)
-    if not lost:
-      return
-    takers -= np.isin(candidates, list(lost))
+    takers -= np.isin(candidates, list(self.counts.lost_takers(user, place)))
     age = {item: at for at, item in enumerate(recent)}
     column = {int(item): at for at, item in enumerate(candidates)}
     for first, second in self.counts.lost_pairs(user, place, recent):

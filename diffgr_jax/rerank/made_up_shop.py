@@ -13,9 +13,9 @@ they are all that is known of b, which is never shown. The posterior sums b out 
     P(b | history)              in proportion to the product over its items of P(item | the items before it, b)
     P(next = j | history)     = sum over b of P(b | history) P(next = j | history, b)
 
-Given a list, the target is one of the candidates, and P(candidate | history, list) is the same in proportion: how a list
-was drawn around its target says nothing more (candidates.py), other users are independent of this one, and lengths of
-histories are drawn apart from items. Sorting by it maximises R@k and NDCG@k in expectation; both follow exactly.
+Given a list, the target is one of the candidates, and P(candidate | history, list) is the same in proportion: how a
+list was drawn around its target says nothing more (candidates.py), other users are independent of this one, and lengths
+of histories are drawn apart from items. Sorting by it maximises R@k and NDCG@k in expectation; both follow exactly.
 """
 
 from collections.abc import Sequence
@@ -124,7 +124,9 @@ class Law:
         totals[brand, colour] = np.bincount(self.category, weights, minlength=totals.shape[2])
     return totals
 
-  def _factors(self, brands: Int[np.ndarray, "b"], colour: int, items: Int[np.ndarray, "n"]) -> Float[np.ndarray, "b n"]:
+  def _factors(
+    self, brands: Int[np.ndarray, "b"], colour: int, items: Int[np.ndarray, "n"]
+  ) -> Float[np.ndarray, "b n"]:
     """What favourite brands and the last colour do to the weights of items."""
     liked = np.where(self.brand[items][None, :] == brands[:, None], self.loyalty, 1.0)
     return liked * np.where(self.colour[items] == colour, self.match, 1.0)[None, :]
@@ -176,9 +178,7 @@ def make_shop(options: MadeUpOptions = MadeUpOptions()) -> tuple[Shop, Law]:  # 
 
 def _make_law(options: MadeUpOptions, rng: np.random.Generator) -> Law:
   count = options.categories
-  kinds = [
-    rng.choice(options.brands * options.colours, options.items_a_category, replace=False) for _ in range(count)
-  ]
+  kinds = [rng.choice(options.brands * options.colours, options.items_a_category, replace=False) for _ in range(count)]
   rank = np.tile(np.arange(1, options.items_a_category + 1), count)
   category = np.repeat(np.arange(count), options.items_a_category)
   brand, colour = np.divmod(np.concatenate(kinds), options.colours)

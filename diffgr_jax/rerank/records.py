@@ -6,8 +6,8 @@
 
 Whatever the data came from (Amazon's reviews, a folder of interactions, a made-up shop), everything above this module
 sees only these classes. An item's number, its id and its order of first appearance say something about when it was
-taken (69% of Amazon Beauty's consecutive items stand in the order of their ASINs): they are never a feature, never shown
-to a model, and never break a tie.
+taken (69% of Amazon Beauty's consecutive items stand in the order of their ASINs): they are never a feature, never
+shown to a model, and never break a tie.
 """
 
 from collections.abc import Mapping, Sequence

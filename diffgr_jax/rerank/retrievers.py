@@ -10,7 +10,8 @@
 Items of the history are never listed. Lists that are too short are filled with the most popular items.
 
 No leak: what a user's items from the target's place on have added to the counts is taken out before his list is made
-(counts.py). Weights are rounded to 2^-16 first, so that float64 sums are exact and nothing is left of what is taken out.
+(counts.py). Weights are rounded to 2^-16 first, so that float64 sums are exact and nothing is left of what is taken
+out.
 
 No tie is broken by an item's number, which says when it came to the shop: of equal scores the one that a seeded
 permutation of the items puts first is first.
@@ -135,7 +136,9 @@ class CoVisitation:
             for into, value in zip(lost, (row, other, recent[here] * _rounded(weight)), strict=True):
               into.append(value)
     chosen = sparse.coo_array((np.array(weights, np.float64), (np.array(rows, int), np.array(items, int))), shape=shape)
-    taken_out = sparse.coo_array((np.array(lost[2], np.float64), (np.array(lost[0], int), np.array(lost[1], int))), shape)
+    taken_out = sparse.coo_array(
+      (np.array(lost[2], np.float64), (np.array(lost[0], int), np.array(lost[1], int))), shape
+    )
     scores = (chosen.tocsr() @ self._strength - taken_out.tocsr()).tocsr()
     scores.eliminate_zeros()
     return scores
@@ -176,7 +179,7 @@ class CoVisitation:
     return np.pad(best, (0, k - len(best)), constant_values=-1)
 
 
-def covisitation(histories: Sequence[History], num_items: int, **options: float) -> CoVisitation:
+def covisitation(histories: Sequence[History], num_items: int, **options: int | float) -> CoVisitation:
   """Directional co-visitation; `options` are the fields of CoVisitation."""
   return CoVisitation("co-visitation", count_covisits(histories, num_items), **options)  # pyright: ignore
 

@@ -45,7 +45,9 @@ def draw_throughput(
     panel.yaxis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.3)
   panels[0][0].set_ylabel("accepted tokens per second")
-  panels[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)  # beside: hides nothing
+  panels[0][-1].legend(
+    fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False
+  )  # beside: hides nothing
   figure.suptitle(title)
   figure.tight_layout()
   figure.savefig(path, dpi=130)

@@ -57,9 +57,11 @@ def test_trees_learn_and_are_the_same_again():
   train, valid, test = lists(rng, 600), lists(rng, 200), lists(rng, 300)
   trees = fit_trees(train, valid, settings=FAST)
   ranked = trees.rank(test)
-  assert ranking_metrics(ranked, test)["R@1"].mean() > 0.7 > ranking_metrics([t.candidates for t in test], test)[
-    "R@1"
-  ].mean() + 0.3
+  assert (
+    ranking_metrics(ranked, test)["R@1"].mean()
+    > 0.7
+    > ranking_metrics([t.candidates for t in test], test)["R@1"].mean() + 0.3
+  )
   assert fit_trees(train, valid, settings=FAST).rank(test) == ranked
   assert [row["num_leaves"] for row in trees.tried] == [4, 8]
   best = max(trees.tried, key=lambda row: row["valid NDCG@3"])

@@ -99,7 +99,8 @@ def test_which_others_are_drawn_does_not_tell_the_target():
   pool = 5
   histories = tuple((0, item) for item in range(1, pool + 1) for _ in range(400))
   names = tuple(f"u{n}" for n in range(len(histories)))
-  shop = Shop("s", shops.random_shop(np.random.default_rng(), items=pool + 1).items, names, histories, "")
+  items = shops.random_shop(np.random.default_rng(), items=pool + 1, longest=pool + 1).items
+  shop = Shop("s", items, names, histories, "")
   whole = leave_one_out(Shop(shop.name, shop.items, names, tuple((0, 0, *own) for own in histories), ""))
   lists = make_lists(whole, "test", RETRIEVER, ListOptions(size=3, pool=pool, seed=1))
   seen = Counter((task.target, frozenset(task.candidates)) for task in lists.tasks)

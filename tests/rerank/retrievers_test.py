@@ -48,8 +48,8 @@ def test_a_list_is_that_of_a_world_without_the_users_later_items(kind, repeats):
     scores, takers = naive_scores(retriever, shops.as_known(shop.histories, user, place), history, 14)
     others = [item for item in range(14) if item not in history]
     # above 0 by score, then by popularity; of equal ones as the permutation says
-    key = lambda item: (scores[item] <= 0, -scores[item], -takers[item] if scores[item] <= 0 else 0, order[item])
-    expected = sorted(others, key=key)
+    keys = {i: (scores[i] <= 0, -scores[i], -takers[i] if scores[i] <= 0 else 0, order[i]) for i in others}
+    expected = sorted(others, key=keys.__getitem__)
     found = [item for item in lists[row].tolist() if item >= 0]
     assert lists[row, len(found) :].tolist() == [-1] * (14 - len(found))
     assert len(set(found)) == len(others)

@@ -14,9 +14,7 @@ def random_shop(rng, users=30, items=25, repeats=False, longest=9):
     for _ in range(users)
   )
   brands, kinds = ("", "Hill", "Oak", "Sea"), ((), ("A",), ("A", "B"), ("A", "C"))
-  shop_items = tuple(
-    Item(f"i{n}", f"Item {n}", brands[rng.integers(4)], kinds[rng.integers(4)]) for n in range(items)
-  )
+  shop_items = tuple(Item(f"i{n}", f"Item {n}", brands[rng.integers(4)], kinds[rng.integers(4)]) for n in range(items))
   return Shop("random", shop_items, tuple(f"u{n}" for n in range(users)), histories, "")
 
 

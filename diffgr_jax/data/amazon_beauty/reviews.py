@@ -70,7 +70,8 @@ def read_reviews(reviews: Path, metadata: Path, on_bad_row: OnBadRow = "error") 
     return Item(asin, title, brand, categories)
 
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore", SyntaxWarning)  # titles hold backslashes that Python knows no escape for
+    for kind in (SyntaxWarning, DeprecationWarning):  # titles hold backslashes that Python knows no escape for
+      warnings.simplefilter("ignore", kind)
     for item in stream_rows(metadata, parse_metadata, on_bad_row, skipped):
       found[item.item_id] = item
   items = tuple(_titled(found.get(asin, Item(asin, "")), asin in found, skipped) for asin in events.items)

@@ -3,8 +3,8 @@
     sequences.txt   1 1 2 3 4                       a user, then the items that he took, oldest first
     items.jsonl     {"item_id": 1, "asin": "B004756YJA", "title": "...", "brand": "...", "categories": [...]}
 
-The sequences name items by `item_id`; the shop names them by `asin` where there is one, as the public files do. There are
-no times, so the order within a day is that of whoever wrote the file.
+The sequences name items by `item_id`; the shop names them by `asin` where there is one, as the public files do. There
+are no times, so the order within a day is that of whoever wrote the file.
 
 In this form an item's categories are a set without an order. Here they are put from the general to the special by how
 many items have them. A brand `Unknown` is none. An item without a title is kept, counted, and called by its brand and

@@ -50,7 +50,7 @@ class Events:
   time: array = field(default_factory=lambda: array("d"))
   _seen: set[tuple[int, int, float]] = field(default_factory=set)
 
-  def add(self, user: str, item: str, time: float, place: str) -> None:
+  def add(self, user: str, item: str, time: int | float, place: str) -> None:
     """Takes one event. Raises BadRow where it was there before."""
     key = (self.users.setdefault(user, len(self.users)), self.items.setdefault(item, len(self.items)), time)
     if key in self._seen:

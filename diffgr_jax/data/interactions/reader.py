@@ -11,9 +11,9 @@ the order of one user's times is read, the lines may come in any order, and even
 their own (content.py). A user may take an item again at another time. Other keys are ignored; so are blank lines.
 
 With `on_bad_row="error"` the first bad row raises BadRow, `FILE:LINE: ...`; with "skip" bad rows are left out and
-counted: no id, a title that is missing or empty, an id or an event given twice, an event of an unknown item, a time that
-is no number. In both modes users with fewer than `LEAST_EVENTS` events are left out and counted, for a user needs one
-event to learn from, one to choose by and one to be measured on.
+counted: no id, a title that is missing or empty, an id or an event given twice, an event of an unknown item, a time
+that is no number. In both modes users with fewer than `LEAST_EVENTS` events are left out and counted, for a user needs
+one event to learn from, one to choose by and one to be measured on.
 """
 
 from collections import Counter

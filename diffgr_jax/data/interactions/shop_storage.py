@@ -1,7 +1,7 @@
 """How shops lie on disk: array_record files that tensorflow-datasets writes and reads, without TensorFlow.
 
-Every shop is a TFDS builder with two configs, `items` (one split, `items`) and `histories` (one split, `users`); a config
-is made for the sources at hand, PART-DIGEST, so that other sources have another place on disk. The builder's
+Every shop is a TFDS builder with two configs, `items` (one split, `items`) and `histories` (one split, `users`); a
+config is made for the sources at hand, PART-DIGEST, so that other sources have another place on disk. The builder's
 `info.metadata` keeps the sources, how they were read, and the counts of skipped rows.
 """
 

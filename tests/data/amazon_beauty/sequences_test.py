@@ -12,7 +12,13 @@ from diffgr_jax.rerank.records import Item
 
 BEAUTY = Path(__file__).resolve().parents[4] / "shared" / "data" / "amazon_beauty"  # beside the checkout
 ITEMS = [
-  {"item_id": 1, "asin": "B01", "title": "Red polish", "brand": "OPI", "categories": ["Beauty", "Nail Polish", "Nails"]},
+  {
+    "item_id": 1,
+    "asin": "B01",
+    "title": "Red polish",
+    "brand": "OPI",
+    "categories": ["Beauty", "Nail Polish", "Nails"],
+  },
   {"item_id": 2, "asin": "B02", "title": "", "brand": "Dr. Scholl&#39;s", "categories": ["Nails", "Files", "Beauty"]},
   {"item_id": 3, "title": "Comb", "brand": "Unknown", "categories": ["Hair", "Beauty"]},
   {"item_id": 4, "asin": "B04", "title": "Top coat", "brand": "", "categories": ["Nails", "Nail Polish", "Beauty"]},

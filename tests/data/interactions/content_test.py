@@ -1,6 +1,7 @@
 """Events in any order: histories by time, ties that no order of lines or ids decides, and what is a duplicate."""
 
 from collections import Counter
+import itertools
 import random
 
 import pytest
@@ -31,7 +32,7 @@ def test_events_of_one_time_stand_in_neither_the_order_of_lines_nor_that_of_ids(
   rows = [(f"u{user}", f"i{item:02}", 7.0) for user in range(200) for item in range(5)]
   taken = histories_of(rows)
   assert histories_of(random.sample(rows, len(rows))) == taken  # the order of the lines says nothing
-  rising = sum(a < b for own in taken.values() for a, b in zip(own, own[1:], strict=False))
+  rising = sum(a < b for own in taken.values() for a, b in itertools.pairwise(own))
   assert 0.42 < rising / 800 < 0.58  # as ids come, it would be all; by chance half, with a deviation of .02
   assert len({tuple(own) for own in taken.values()}) > 60  # of the 120 orders of five: each user has his own
 
@@ -52,7 +53,7 @@ def test_users_with_fewer_than_three_events_are_counted():
 
 @pytest.mark.parametrize("value", [None, "12", True, float("nan"), float("inf"), [1]])
 def test_a_time_is_a_number(value):
-  with pytest.raises(BadRow, match="'t' is .*; it should be a number") as caught:
+  with pytest.raises(BadRow, match=r"'t' is .*; it should be a number") as caught:
     content.time_of({"t": value}, "t", "f:1")
   assert caught.value.kind == "no time"
   assert content.time_of({"t": 12}, "t", "f:1") == 12.0

@@ -17,7 +17,8 @@ ITEMS = [
 EVENTS = [
   {"user": "u", "item_id": "c", "time": 30}, {"user": "u", "item_id": 8, "time": 10.5},
   {"user": 5, "item_id": "T7", "time": 1}, {"user": "u", "item_id": "T7", "time": 20},
-  {"user": "v", "item_id": "T7", "time": -4}, {"user": "v", "item_id": "T7", "time": 9}, {"user": "v", "item_id": "8", "time": 0},
+  {"user": "v", "item_id": "T7", "time": -4}, {"user": "v", "item_id": "T7", "time": 9},
+  {"user": "v", "item_id": "8", "time": 0},
 ]  # fmt: skip
 
 
@@ -28,9 +29,7 @@ def write(path, rows):
 
 
 def read(tmp_path, items=ITEMS, events=EVENTS, mode="error"):
-  return read_interactions(
-    write(tmp_path / "items.jsonl", items), write(tmp_path / "interactions.jsonl", events), mode
-  )
+  return read_interactions(write(tmp_path / "items.jsonl", items), write(tmp_path / "interactions.jsonl", events), mode)
 
 
 def test_items_and_histories(tmp_path):
@@ -90,7 +89,9 @@ def check(tmp_path, files, place, kind, message):
 
 def test_a_cut_off_gzip_is_a_bad_row(tmp_path):
   items = write(tmp_path / "items.jsonl", ITEMS)
-  events = write(tmp_path / "interactions.jsonl.gz", EVENTS * 1 + [{"user": f"w{i}", "item_id": "c", "time": i} for i in range(99)])
+  events = write(
+    tmp_path / "interactions.jsonl.gz", EVENTS * 1 + [{"user": f"w{i}", "item_id": "c", "time": i} for i in range(99)]
+  )
   assert len(read_interactions(items, events).users) == 2
   events.write_bytes(events.read_bytes()[:-10])
   with pytest.raises(BadRow, match=r"interactions\.jsonl\.gz:\d+: the gzip file is cut off"):

@@ -43,7 +43,9 @@ def test_a_shop_is_built_once_and_read_as_it_was(folder, tmp_path, capsys):
 
 def test_another_content_is_another_shop_and_what_was_skipped_is_remembered(folder, tmp_path, capsys):
   before = load_shop("interactions", path=folder, data_dir=tmp_path / "data")
-  write(folder / "interactions.jsonl", [*EVENTS, {"user": "x", "item_id": "a", "time": 1}, {"user": "x", "item_id": "?"}])
+  write(
+    folder / "interactions.jsonl", [*EVENTS, {"user": "x", "item_id": "a", "time": 1}, {"user": "x", "item_id": "?"}]
+  )
   with pytest.raises(BadRow, match=r"interactions\.jsonl:14: no item '\?'"):
     load_shop("interactions", path=folder, data_dir=tmp_path / "data")
   capsys.readouterr()
@@ -72,7 +74,9 @@ def test_what_the_folder_of_amazon_holds_decides_how_it_is_read(tmp_path):
   assert (beauty.name, toys.name) == ("amazon_beauty", "amazon_toys_and_games")
   assert beauty.histories == toys.histories == ((0, 1, 2),)
   assert toys.items[1] == Item("B2", "T2", "", ("Toys",))
-  with pytest.raises(FileNotFoundError, match=r"reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz, or sequences\.txt"):
+  with pytest.raises(
+    FileNotFoundError, match=r"reviews_Beauty_5\.json\.gz and meta_Beauty\.json\.gz, or sequences\.txt"
+  ):
     load_shop("amazon_beauty", path=public, data_dir=tmp_path / "data")
 
 
