@@ -3,8 +3,10 @@
 build    --out=FILE.npz with --corpus=pydocs|folder|nq320k|msmarco [--path=DIR] and --vectors=lsa|minilm|FILE.npy, or
          with a .npy alone (its documents are called 0, 1, 2 ...); --method, --levels, --codes, --collisions, --control
          and --seed say how. --quantizer=FILE.npz gives codes by the quantiser of an index that exists.
+         The items of a shop are a corpus too: --corpus=amazon_beauty|interactions --path=DIR.
 inspect  --index=FILE.npz: utilisation, perplexity, collisions, reconstruction error.
-import   --json=FILE --out=FILE.npz: a published index, {"item": ["<a_1>", "<b_2>", ...], ...}.
+import   --json=FILE --out=FILE.npz: a published index, {"item": ["<a_1>", "<b_2>", ...], ...}. With --corpus and --path
+         its items are places in that corpus, from 0, and get their documents' names.
 
 All three draw with --picture=FILE.png and write the published form with --export=FILE.json. The trainer takes the file:
 `--config.docid=codes --config.docid_index=FILE.npz`.
@@ -18,30 +20,36 @@ import numpy as np
 
 from diffgr_jax import cli
 from diffgr_jax.data.collection import NAMES, PUBLIC, Selection, load_collection
+from diffgr_jax.data.interactions.shop import NAMES as SHOPS
+from diffgr_jax.data.interactions.shop import item_documents, load_shop
 from diffgr_jax.data.msmarco.reader import PARTS
 from diffgr_jax.data.records import Document
 from diffgr_jax.docid.build import METHODS, RANDOM, BuildOptions, build_index, reusable_quantizer
 from diffgr_jax.docid.code_report import level_uses
-from diffgr_jax.docid.codes import CodeIndex, export_json, import_json
+from diffgr_jax.docid.codes import CodeIndex, export_json, import_json, named_by_place
 from diffgr_jax.docid.collisions import RULES
 from diffgr_jax.docid.controls import CONTROLS
 from diffgr_jax.docid.rqvae import ESTIMATORS, RqvaeOptions
 from diffgr_jax.docid.vectors import read_vectors
 from diffgr_jax.evaluation.retrieval import format_table
-from diffgr_jax.training.document_vectors import LSA, document_vectors
+from diffgr_jax.training.document_vectors import LSA, document_vectors, with_titles
 
 ACTIONS = ("build", "inspect", "import")
 _CORPUS = flags.DEFINE_enum(
-  "corpus", None, NAMES, "build: what is indexed; without it the rows of --vectors=FILE.npy are"
+  "corpus", None, (*NAMES, *SHOPS), "build: what is indexed; without it the rows of --vectors=FILE.npy are"
 )
-_PATH = flags.DEFINE_string("path", "", "build: the folder of the corpus (docs/data.md)")
+_PATH = flags.DEFINE_string("path", "", "build, import: the folder of the corpus (docs/data.md)")
+_CATEGORY = flags.DEFINE_string("category", "Beauty", "build, amazon_beauty: as it stands in the files' names")
 _BAD_ROW = flags.DEFINE_enum("on_bad_row", "error", ("error", "skip"), "build: as config.on_bad_row of the run")
 _WORDS = flags.DEFINE_integer("words", 512, "build, nq320k, msmarco: as config.dataset_words", lower_bound=0)
 _LIMIT = flags.DEFINE_integer("limit", 0, "build, msmarco: as config.dataset_limit", lower_bound=0)
 _PART = flags.DEFINE_enum("part", PARTS[0], PARTS, "build, msmarco: as config.dataset_part")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "build: where built data sets are kept; default: nowhere")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "build, import: where built data sets are kept; default: nowhere")
 _VECTORS = flags.DEFINE_string(
   "vectors", None, "build: lsa (default), minilm, a Hugging Face folder or a .npy; inspect: a .npy"
+)
+_TITLES = flags.DEFINE_float(
+  "title_weight", 0.0, "build, vectors of a sentence encoder: share of the title's own vector that is added", 0.0
 )
 _WIDTH = flags.DEFINE_integer("width", 256, "build: of lsa's vectors, at most", lower_bound=1)
 _METHOD = flags.DEFINE_enum("method", METHODS[0], METHODS, "build: how codes are made")
@@ -67,12 +75,12 @@ _EXPORT = flags.DEFINE_string("export", None, "write the published form to this 
 _NEEDS = {"build": {"out"}, "inspect": {"index"}, "import": {"json", "out"}}
 _TAKES = {
   "build": {
-    "corpus", "path", "data_dir", "vectors", "width", "method", "levels", "codes", "collisions", "control", "seed",
-    "iterations", "rotate", "latent", "steps", "batch", "learning_rate", "estimator", "quantizer", "on_bad_row",
-    "words", "limit", "part",
+    "corpus", "path", "data_dir", "vectors", "title_weight", "width", "method", "levels", "codes", "collisions",
+    "control", "seed", "iterations", "rotate", "latent", "steps", "batch", "learning_rate", "estimator", "quantizer",
+    "on_bad_row", "words", "limit", "part", "category",
   },
   "inspect": {"vectors"},
-  "import": set(),
+  "import": {"corpus", "path", "data_dir", "on_bad_row", "words", "limit", "part", "category"},
 }  # fmt: skip
 
 
@@ -83,6 +91,8 @@ def main(argv) -> None:
     index, vectors = build()
   elif action == "import":
     index, vectors = import_json(_JSON.value or ""), None
+    if _CORPUS.value is not None:
+      index = named_by_place(index, _documents(_CORPUS.value), _JSON.value or "")
   else:
     index = CodeIndex.load(_INDEX.value or "")
     vectors = _own_vectors(index)
@@ -129,17 +139,24 @@ def build() -> tuple[CodeIndex, np.ndarray | None]:
         "--quantizer needs --vectors of the space it was fitted in; lsa's space is another for each corpus"
       )
   if _CORPUS.value is None:
+    if _TITLES.value:
+      raise ValueError("--title_weight needs --corpus, whose titles it reads")
     if not source.endswith(".npy"):
-      raise ValueError(f"--corpus is one of {', '.join(NAMES)}; only --vectors=FILE.npy goes without")
+      names = ", ".join((*NAMES, *SHOPS))
+      raise ValueError(f"--corpus is one of {names}; only --vectors=FILE.npy goes without")
     vectors = read_vectors(source)
     names = [str(row) for row in range(len(vectors))]
     titles = [""] * len(names)
   else:
     documents = _documents(_CORPUS.value)
     vectors = None if random else document_vectors(source, documents, width=_WIDTH.value, seed=_SEED.value)
+    if _TITLES.value and vectors is not None:
+      vectors = with_titles(vectors, source, documents, _TITLES.value)
     names, titles = [document.doc_id for document in documents], [document.title for document in documents]
   index = build_index(names, titles, vectors, options, quantizer=quantizer)
   index.settings["vectors"] = "none" if random else Path(source).name
+  if _TITLES.value:
+    index.settings["title_weight"] = _TITLES.value
   return index, vectors
 
 
@@ -199,6 +216,9 @@ def _documents(corpus: str) -> list[Document]:
     raise ValueError(f"--data_dir says where the built {corpus} is kept, for runs to read it (config.data_dir)")
   with tempfile.TemporaryDirectory() as scratch:
     data_dir = _DATA_DIR.value or scratch
+    if corpus in SHOPS:
+      how = dict(data_dir=data_dir, on_bad_row=_BAD_ROW.value, category=_CATEGORY.value)
+      return item_documents(load_shop(corpus, path=_PATH.value, **how))
     selection, bad = Selection(_WORDS.value, _LIMIT.value, _PART.value), _BAD_ROW.value
     collection = load_collection(corpus, path=_PATH.value, data_dir=data_dir, on_bad_row=bad, selection=selection)
     return list(collection.documents)

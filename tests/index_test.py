@@ -28,7 +28,10 @@ MISTAKES = [
   (["bild"], "the first argument is one of build, inspect, import, not 'bild'"),
   (["build", "--corpus=pydocs"], "index build needs --out"),
   (["build", "--out=/tmp/x.json"], "ends in .npz"),
-  (["build", "--out=/tmp/x.npz"], "--corpus is one of pydocs, folder, nq320k, msmarco; only --vectors=FILE.npy"),
+  (
+    ["build", "--out=/tmp/x.npz"],
+    "--corpus is one of pydocs, folder, nq320k, msmarco, amazon_beauty, interactions; only --vectors=FILE.npy",
+  ),
   (["build", "--out=/tmp/x.npz", "--corpus=nq320k", "--path=x"], "--data_dir says where the built nq320k is kept"),
   (["inspect", "--index=/no/such.npz"], "No such file"),
   (["inspect", "--index=README.md"], "README.md is no DocID index of codes"),
@@ -90,6 +93,31 @@ def test_inspect_shows_what_build_showed_and_import_reads_the_export(built):
   taken = run("index", "import", f"--json={folder}/i.json", f"--out={folder}/j.npz")
   assert taken.returncode == 0, taken.stderr
   np.testing.assert_array_equal(CodeIndex.load(folder / "j.npz").codes, CodeIndex.load(folder / "i.npz").codes)
+
+
+def test_items_of_a_shop_are_documents(tmp_path):
+  """Built from vectors with a random last level, and imported from an index that names items by their place."""
+  rows = [{"item_id": f"T{row}", "title": f"Tea {row}", "brand": "Hill"} for row in range(40)]
+  events = [{"user": f"u{row % 5}", "item_id": f"T{row}", "time": row} for row in range(40)]
+  for name, lines in (("items", rows), ("interactions", events)):
+    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  vectors = np.random.default_rng(0).normal(size=(10, 6)).repeat(4, axis=0)  # in fours alike: they collide
+  np.save(tmp_path / "v.npy", vectors.astype(np.float16))
+  shop = ["--corpus=interactions", f"--path={tmp_path}"]
+  how = ["--levels=3", "--codes=8", "--collisions=random", f"--vectors={tmp_path}/v.npy"]
+  done = run("index", "build", *shop, *how, f"--out={tmp_path}/i.npz", f"--export={tmp_path}/i.json")
+  assert done.returncode == 0, done.stderr
+  built = CodeIndex.load(tmp_path / "i.npz")
+  assert built.doc_ids == tuple(f"T{row}" for row in range(40))
+  assert built.titles[7] == "Tea 7"
+  assert len(np.unique(built.codes, axis=0)) == 40
+  by_place = dict(zip(map(str, range(40)), json.loads((tmp_path / "i.json").read_text()).values(), strict=True))
+  (tmp_path / "p.json").write_text(json.dumps(by_place))
+  done = run("index", "import", *shop, f"--json={tmp_path}/p.json", f"--out={tmp_path}/p.npz")
+  assert done.returncode == 0, done.stderr
+  taken = CodeIndex.load(tmp_path / "p.npz")
+  assert (taken.doc_ids, taken.titles) == (built.doc_ids, built.titles)
+  np.testing.assert_array_equal(taken.codes, built.codes)
 
 
 def test_a_run_trains_on_the_codes_and_is_evaluated_like_titles(built, corpus_folder, tmp_path):

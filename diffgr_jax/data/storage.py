@@ -46,13 +46,14 @@ def record_example(record: Document | Query) -> dict[str, Any]:
 
 def read_documents(builder: tfds.core.DatasetBuilder) -> tuple[Document, ...]:
   """Reads the documents of a prepared `corpus` config, in the order in which they were written."""
-  rows = _rows(builder, CORPUS_SPLIT)
-  return tuple(Document(_str(row["doc_id"]), _str(row["title"]), _str(row["text"])) for row in rows)
+  rows = stored_rows(builder, CORPUS_SPLIT)
+  text = stored_text
+  return tuple(Document(text(row["doc_id"]), text(row["title"]), text(row["text"])) for row in rows)
 
 
 def read_queries(builder: tfds.core.DatasetBuilder, split: str) -> tuple[Query, ...]:
   """Reads one split of a prepared `queries` config, in the order in which it was written."""
-  return tuple(_query(row) for row in _rows(builder, split))
+  return tuple(_query(row) for row in stored_rows(builder, split))
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> bool:
@@ -106,17 +107,19 @@ def _quiet() -> Iterator[None]:
     tfds.enable_progress_bar()
 
 
-def _rows(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
+def stored_rows(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[dict[str, Any]]:
+  """The rows of one split of a prepared config, in the order in which they were written."""
   source: Any = cast(Any, builder).as_data_source(split=split)
   for start in range(0, len(source), 1024):
     yield from source.__getitems__(range(start, min(start + 1024, len(source))))
 
 
 def _query(row: dict[str, Any]) -> Query:
-  doc_ids = tuple(_str(doc_id) for doc_id in row["doc_ids"])
+  doc_ids = tuple(stored_text(doc_id) for doc_id in row["doc_ids"])
   grades = tuple(int(grade) for grade in row["grades"])
-  return Query(_str(row["query_id"]), _str(row["query"]), doc_ids, () if set(grades) == {1} else grades)
+  return Query(stored_text(row["query_id"]), stored_text(row["query"]), doc_ids, () if set(grades) == {1} else grades)
 
 
-def _str(value: bytes) -> str:
+def stored_text(value: bytes) -> str:
+  """The string behind a stored Text feature."""
   return value.decode("utf-8")

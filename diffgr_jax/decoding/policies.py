@@ -35,6 +35,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from diffgr_jax.decoding.sampling import most_likely
+
 
 @struct.dataclass
 class Stats:
@@ -246,7 +248,7 @@ def make_policy(name: str, threshold: float) -> Policy:
 
 def position_stats(log_probs: Float[Array, "B L V"]) -> Stats:
   """Computes what policies look at. Tokens at -inf count as absent; a position with one token left has entropy 0."""
-  best = jnp.argmax(log_probs, axis=-1, keepdims=True)
+  best = most_likely(log_probs)[..., None]
   confidence = jnp.exp(log_probs.max(axis=-1))
   is_best = jax.lax.broadcasted_iota(best.dtype, log_probs.shape, 2) == best
   second = jnp.exp(jnp.where(is_best, -jnp.inf, log_probs).max(axis=-1))

@@ -12,6 +12,7 @@ equally long, so that none needs an EOS. To the model, code c of level l is the 
 """
 
 from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass, field
 import io
 import json
@@ -212,6 +213,32 @@ def import_json(path: str | Path) -> CodeIndex:
   matrix = np.asarray(codes, np.int32)
   sizes = tuple(int(size) for size in matrix.max(axis=0) + 1)
   return CodeIndex(matrix, sizes, tuple(rows), ("",) * len(rows), settings={"imported from": Path(path).name})
+
+
+def named_by_place(index: CodeIndex, documents: Sequence[Document], name: str) -> CodeIndex:
+  """An imported index whose items are called 0, 1, 2 ... by their place in a corpus, with the corpus' own names.
+
+  Args:
+    index: as it was imported, in any order.
+    documents: the corpus, in order.
+    name: of the index, for errors.
+
+  Raises:
+    ValueError: items that are not called 0 to N-1, one for each document.
+  """
+  places = {doc_id: row for row, doc_id in enumerate(index.doc_ids)}
+  if places.keys() != {str(place) for place in range(len(documents))}:
+    raise ValueError(
+      f"{name} has {len(places)} items, such as {index.doc_ids[0]!r}; by place in the corpus they would be called"
+      f" 0 to {len(documents) - 1}"
+    )
+  rows = [places[str(place)] for place in range(len(documents))]
+  return dataclasses.replace(
+    index,
+    codes=index.codes[rows],
+    doc_ids=tuple(document.doc_id for document in documents),
+    titles=tuple(document.title for document in documents),
+  )
 
 
 def _read_codes(tokens: Any, where: str) -> list[int]:

@@ -21,7 +21,8 @@ from diffgr_jax.viz.throughput import draw_throughput
 Figures = dict[str, float]
 _AR_COLUMNS = ("tok/s", "low", "high", "ms/sequence", "ms to first", "overhead", "GFLOP/s", "GB/s", "compile s")
 _BLOCK_COLUMNS = (
-  "tok/s", "low", "high", "ms/sequence", "ms to first", "forwards", "speed-up", "ceiling", "share", "GFLOP/s", "GB/s",
+  "tok/s", "low", "high", "ms/sequence", "ms to first", "forwards", "speed-up", "ceiling", "share",
+  "share, attention too", "GFLOP/s", "GB/s",
 )  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def render(length: int, figures: dict[int, dict[str, Figures]]) -> str:
 
 
 def _rounded(column: str, value: float) -> object:
-  if column in ("overhead", "share"):
+  if column == "overhead" or column.startswith("share"):
     return f"{100 * value:.0f}%"
   return f"{value:.2f}" if column in ("speed-up", "ceiling") else f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 

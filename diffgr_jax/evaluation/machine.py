@@ -12,7 +12,9 @@ their own, whichever is cheaper,
 
     block(m, k, B) = s head(mB) + min(body(2mB) + (s - 1) body(mB), (s + 1) body(mB))
 
-and m (body(B) + head(B)) / block(m, k, B) is the best speed-up that any exact block decoder could have here.
+and m (body(B) + head(B)) / block(m, k, B) is the best speed-up that the products allow any exact block decoder here.
+Attention to the cache is timed too: with it on both sides, the ceiling is what is left when nothing but products and
+attention takes time.
 """
 
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.inference import DecodingParams
 
 _REPEATS = 5
+_ROUNDS = 8  # inside one program, as decoders run: what it costs to start a program is not in a step
 
 
 def timed(run: Callable[[], object], repeats: int = _REPEATS) -> float:
@@ -44,21 +47,28 @@ def seconds_of(run: Callable[[], object]) -> float:
   return time.perf_counter() - begin
 
 
-def bandwidth(megabytes: int = 256) -> float:
-  """Bytes a second that a sum over an array far larger than the caches reads."""
+def bandwidth(megabytes: int = 0) -> float:
+  """Bytes a second that a sum over an array far larger than the caches reads; 0: 256 MB on a CPU, 8 GB elsewhere."""
+  megabytes = megabytes or (256 if jax.default_backend() == "cpu" else 8192)
   x = jnp.ones(megabytes * 250_000, jnp.float32)
   return x.nbytes / timed(functools.partial(jax.jit(jnp.sum), x))
 
 
-def arithmetic(dtype: str, size: int = 2048) -> float:
-  """Floating-point operations a second of a square matrix product."""
-  x = jnp.ones((size, size), dtype)
+def arithmetic(dtype: str, size: int = 0) -> float:
+  """Floating-point operations a second of a square matrix product; size 0: 2048 on a CPU, 8192 elsewhere."""
+  size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+  x = jax.random.normal(jax.random.key(0), (size, size), dtype)  # chips draw less power, and run faster, on constants
   return 2 * size**3 / timed(functools.partial(jax.jit(jnp.matmul), x, x))
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _body(config: TransformerConfig, params: DecodingParams, x: Float[Array, "D M"]) -> Float[Array, "D M"]:
-  """Every projection of every layer, and nothing else but what makes the results needed."""
+  """`_ROUNDS` passes over every projection of every layer."""
+  return jax.lax.fori_loop(0, _ROUNDS, lambda _, out: _projections(params, x + 1e-6 * jnp.tanh(out)), x)
+
+
+def _projections(params: DecodingParams, x: Float[Array, "D M"]) -> Float[Array, "D M"]:
+  """Every projection once, and nothing else but what makes the results needed."""
   for layer in params["blocks"]:
     attention, mlp = layer["attention"], layer["mlp"]
     multiply = lambda weights, x: jnp.einsum("oi,im->om", weights["kernel"].astype(x.dtype), x)
@@ -70,14 +80,26 @@ def _body(config: TransformerConfig, params: DecodingParams, x: Float[Array, "D 
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _head(config: TransformerConfig, params: DecodingParams, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-  return inference.logits(config, params, hidden)
+def _head(config: TransformerConfig, params: DecodingParams, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """`_ROUNDS` times the logits, each written down whole."""
+
+  def again(_, x):
+    logits = jax.lax.optimization_barrier(inference.logits(config, params, x))
+    return hidden + 1e-6 * logits[..., :1].astype(hidden.dtype)
+
+  return jax.lax.fori_loop(0, _ROUNDS, again, hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("layers", "rounds"))
-def _attention(query, keys, values, mask, *, layers: int, rounds: int) -> Float[Array, "F M"]:
-  again = lambda _, out: inference.attend(query + 1e-6 * out.sum(), keys, values, mask)
-  return jax.lax.fori_loop(0, layers * rounds, again, inference.attend(query, keys, values, mask))
+@jax.jit
+def _attention(query, caches, mask) -> Float[Array, "B G Q K"]:
+  """`_ROUNDS` times the attention of every layer, each to keys and values of its own: one layer's stay in a cache."""
+
+  def again(_, x):
+    for keys, values in caches:
+      x = query + 1e-6 * inference.attend(x, keys, values, mask).sum()
+    return x
+
+  return jax.lax.fori_loop(0, _ROUNDS, again, query)
 
 
 @dataclass
@@ -90,7 +112,7 @@ class Costs:
   config: TransformerConfig
   params: DecodingParams
   runs: dict[tuple[str, int], Callable[[], object]] = field(default_factory=dict)
-  measured: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+  measured: dict[tuple[str, int], list[float]] = field(default_factory=dict)  # of `_ROUNDS`
 
   def sample(self) -> None:
     """Times everything that was asked for so far once more."""
@@ -105,24 +127,25 @@ class Costs:
     x = functools.partial(jnp.ones, (1, positions, self.config.d_model), self.config.compute_dtype)
     return self._median("head", positions, lambda: functools.partial(_head, self.config, self.params, x()))
 
-  def attention(self, rows: int, slots: int) -> float:
-    """Of one token a row against a cache, in all layers."""
+  def attention(self, rows: int, slots: int, positions: int = 1) -> float:
+    """Of so many tokens a row against a cache, in all layers."""
     config = self.config
 
     def prepare() -> Callable[[], Array]:
       draw = lambda *shape: jnp.ones(shape, config.compute_dtype)
       group, heads = config.n_kv_heads, config.n_heads // config.n_kv_heads
       keys = draw(rows * group, slots, config.head_dim)
-      parts = draw(rows, group, heads, config.head_dim), keys, keys + 1, jnp.ones((rows, 1, slots), bool)
-      return functools.partial(_attention, *parts, layers=config.n_layers, rounds=8)
+      query = draw(rows, group, heads * positions, config.head_dim)
+      caches = [(keys + layer, keys - layer) for layer in range(config.n_layers)]
+      return functools.partial(_attention, query, caches, jnp.ones((rows, positions, slots), bool))
 
-    return self._median(f"attention {slots}", rows, prepare) / 8
+    return self._median(f"attention {slots} {positions}", rows, prepare)
 
   def _median(self, kind: str, size: int, prepare: Callable[[], Callable[[], object]]) -> float:
     if (kind, size) not in self.runs:
       self.runs[kind, size] = prepare()
       self.measured[kind, size] = [timed(self.runs[kind, size])]
-    return float(np.median(self.measured[kind, size]))
+    return float(np.median(self.measured[kind, size])) / _ROUNDS
 
   def autoregressive_step(self, rows: int) -> float:
     return self.body(rows) + self.head(rows)
@@ -138,3 +161,9 @@ class Costs:
   def best_speedup(self, size: int, passes: float, rows: int, *, commit: bool = True) -> float:
     """Of block over autoregressive decoding, per token."""
     return size * self.autoregressive_step(rows) / self.block(size, passes, rows, commit=commit)
+
+  def best_with_attention(self, size: int, passes: float, rows: int, slots: int) -> float:
+    """The same with attention on both sides; the keys of a block that is committed are in the cheaper of two passes."""
+    step = self.autoregressive_step(rows) + self.attention(rows, slots)
+    block = self.block(size, passes, rows) + (passes + 1) * self.attention(rows, slots, size)
+    return size * step / block

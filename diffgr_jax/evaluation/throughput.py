@@ -154,6 +154,7 @@ def _outcome(case: Case, result: Any, mask_id: int) -> tuple[np.ndarray, int]:
 def least_cost(case: Case, costs: Costs) -> float:
   """Seconds that the matrix products of a block (of a step, for AR) take at least."""
   if case.block:
+    costs.attention(case.rows, case.slots, case.block)
     return costs.block(case.block, case.block * case.forwards / case.new_tokens, case.rows)
   costs.attention(case.rows, case.slots)
   return costs.autoregressive_step(case.rows)
@@ -162,7 +163,8 @@ def least_cost(case: Case, costs: Costs) -> float:
 def case_figures(case: Case, baseline: Case, costs: Costs) -> dict[str, float]:
   """What a table shows of a case; `baseline` is autoregressive decoding of the same rows and length.
 
-  `share` is the speed-up over the best one that this machine's matrix products allow; `overhead` what is left of a step
+  `share` is the speed-up over the best one that this machine's matrix products allow, `share, attention too` over the
+  best one that they and attention to the cache allow; `overhead` what is left of a step
   beside matrix products and attention, each timed alone. GFLOP/s counts the products with weights (not attention), and
   for blocks the pass that commits them; GB/s the weights once a pass.
   """
@@ -188,6 +190,8 @@ def case_figures(case: Case, baseline: Case, costs: Costs) -> dict[str, float]:
     speedup = baseline.per_token / case.per_token
     best = costs.best_speedup(case.block, passes, case.rows)
     figures |= {"speed-up": speedup, "ceiling": best, "share": speedup / best}
+    with_attention = costs.best_with_attention(case.block, passes, case.rows, case.slots)
+    figures |= {"ceiling, attention too": with_attention, "share, attention too": speedup / with_attention}
     figures["ceiling, commits free"] = costs.best_speedup(case.block, passes, case.rows, commit=False)
   else:
     flops = case.rows * (body + head)

@@ -5,9 +5,9 @@
                  and what other users' interactions say for each candidate
 
 Whatever the data came from (Amazon's reviews, a folder of interactions, a made-up shop), everything above this module
-sees only these classes. An item's number, its id and its order of first appearance say something about when it was taken
-(69% of Amazon Beauty's consecutive items stand in the order of their ASINs): they are never a feature, never shown to a
-model, and never break a tie.
+sees only these classes. An item's number, its id and its order of first appearance say something about when it was
+taken (69% of Amazon Beauty's consecutive items stand in the order of their ASINs): they are never a feature, never
+shown to a model, and never break a tie.
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,7 +79,10 @@ class RankingTask:
     history: what the user had taken before, oldest first.
     candidates: distinct items, in the retriever's order.
     target: the one that was taken next; -1 where it is not known, or is not to be.
-    evidence: of each candidate.
+    evidence: of each candidate; () where none was gathered.
+
+  Raises:
+    ValueError: a candidate twice, or evidence that is not one a candidate.
   """
 
   user: str
@@ -87,6 +90,13 @@ class RankingTask:
   candidates: tuple[int, ...]
   target: int
   evidence: tuple[Evidence, ...]
+
+  def __post_init__(self):
+    if len(set(self.candidates)) < len(self.candidates):
+      raise ValueError(f"the list of user {self.user!r} names a candidate twice: {self.candidates}")
+    if len(self.evidence) not in (0, len(self.candidates)):
+      counts = f"{len(self.candidates)} candidates and evidence of {len(self.evidence)}"
+      raise ValueError(f"the list of user {self.user!r} has {counts}; give each its own, or () where there is none")
 
   @property
   def target_rank(self) -> int:

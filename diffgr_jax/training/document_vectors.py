@@ -3,6 +3,9 @@
 lsa          TF-IDF and truncated SVD of the corpus itself (data/lsa.py): no download; the space is the corpus' own
 minilm       sentence vectors of MiniLM, or of the Hugging Face folder that is named
 FILE.npy     a row a document, in corpus order
+
+A text's vector says little of how its document is called, which is what questions are often about: `with_titles` adds a
+share of the title's own vector.
 """
 
 from collections.abc import Sequence
@@ -40,3 +43,29 @@ def document_vectors(source: str, documents: Sequence[Document], *, width: int =
   if source == LSA:
     return fit_lsa(titles, texts, width=width, seed=seed).documents.astype(np.float32)
   return SentenceEncoder(pretrained_folder(source)).documents(titles, texts)
+
+
+def with_titles(vectors: np.ndarray, source: str, documents: Sequence[Document], weight: float) -> np.ndarray:
+  """Unit vectors of documents plus `weight` times the unit vectors of their titles, of length 1 again.
+
+  Args:
+    vectors: of `document_vectors`, a row a document.
+    source: what made them: minilm or a Hugging Face folder, which then reads the titles too; a .npy is taken to be
+      MiniLM's.
+    documents: the corpus, in order.
+    weight: of the title's vector.
+
+  Raises:
+    ValueError: lsa has no encoder of titles, or the encoder is of another width than the vectors.
+  """
+  if source == LSA:
+    raise ValueError("--title_weight needs --vectors of a sentence encoder, not lsa, whose vectors hold the title")
+  encoder = SentenceEncoder(pretrained_folder("minilm" if source.endswith(".npy") else source))
+  titles = encoder.vectors([document.title for document in documents])
+  if titles.shape != vectors.shape:
+    raise ValueError(f"{source} has {vectors.shape[1]} columns, the encoder of the titles {titles.shape[1]}")
+  return _of_length_one(_of_length_one(np.asarray(vectors, np.float32)) + weight * _of_length_one(titles))
+
+
+def _of_length_one(rows: np.ndarray) -> np.ndarray:
+  return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)

@@ -41,8 +41,8 @@ _CHOICES = {
 _AT_LEAST = {
   "batch_size": 1, "microbatches": 1, "steps": 1, "warmup_steps": 0, "prompt_length": 4, "canvas_length": 0,
   "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
-  "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "diffusion_weight": 0, "document_weight": 0, "prior_weight": 0,
-  "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
+  "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "diffusion_weight": 0, "document_weight": 0,
+  "prior_weight": 0, "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
   "topk_steps": 1, "topk_beam": 1, "topk_commit": 1, "samples": 1, "pool": 1, "block_length": 1, "beam_canvases": 1,
   "chain_candidates": 1, "chain_steps": 0, "lora_rank": 0, "keep_every": 0, "keep_best": 0,
   "dataset_words": 0, "dataset_limit": 0, "relevant_grade": 1,

@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 
 def draw_throughput(
@@ -20,7 +21,7 @@ def draw_throughput(
     path: of the PNG.
     title: above the panels.
   """
-  figure, panels = plt.subplots(1, len(figures), figsize=(6.4 * len(figures), 5.2), squeeze=False, sharey=True)
+  figure, panels = plt.subplots(1, len(figures), figsize=(5.6 * len(figures) + 1.8, 5.2), squeeze=False, sharey=True)
   for panel, (length, by_rows) in zip(panels[0], figures.items(), strict=True):
     batches = sorted(by_rows)
     labels = list(dict.fromkeys(label for rows in batches for label in by_rows[rows]))
@@ -38,10 +39,13 @@ def draw_throughput(
       panel.errorbar(there, middle, yerr=spread, label=label, marker="o", capsize=3, **style)
     panel.set(xscale="log", yscale="log", xlabel="batch (sequences decoded together)", title=f"{length} new tokens")
     panel.set_xticks(batches, [str(rows) for rows in batches])
-    panel.minorticks_off()
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.3)
   panels[0][0].set_ylabel("accepted tokens per second")
-  panels[0][-1].legend(fontsize=8)
+  panels[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
   figure.suptitle(title)
   figure.tight_layout()
   figure.savefig(path, dpi=130)

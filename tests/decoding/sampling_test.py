@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffgr_jax.decoding.sampling import filtered, make_sampling, token_scores
+from diffgr_jax.decoding.sampling import filtered, make_sampling, most_likely, token_scores
 
 
 def reference(log_probs, temperature, top_k, top_p):
@@ -28,6 +28,13 @@ def test_filtered_against_numpy(temperature, top_k, top_p):
   ours = jnp.exp(filtered(jnp.asarray(logits, jnp.float32), make_sampling(temperature, top_k, top_p)))
   expected = np.apply_along_axis(lambda row: reference(row, temperature, top_k, top_p), -1, logits)
   np.testing.assert_allclose(ours, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", [7, 128, 384, 512])
+def test_most_likely_is_the_first_of_the_best(size):
+  rng = np.random.default_rng(size)
+  for scores in (rng.normal(size=(5, 3, size)), rng.integers(0, 3, (5, 3, size)), np.full((5, 3, size), -np.inf)):
+    np.testing.assert_array_equal(most_likely(jnp.asarray(scores, jnp.float32)), scores.argmax(axis=-1))
 
 
 def test_draws_follow_the_filtered_distribution_and_the_rows_own_key():

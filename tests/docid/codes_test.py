@@ -40,6 +40,19 @@ def test_the_published_form_goes_out_and_in(tmp_path):
   assert (again.doc_ids, again.level_sizes) == (("x", "é", "2"), (2, 4, 3))
 
 
+def test_items_called_by_their_place_get_the_names_of_their_documents(tmp_path):
+  documents = [Document("B7", "Seven", ""), Document("B3", "Three", ""), Document("B9", "Nine", "")]
+  (tmp_path / "i.json").write_text('{"2": ["<a_5>", "<b_0>"], "0": ["<a_1>", "<b_2>"], "1": ["<a_0>", "<b_4>"]}')
+  index = c.named_by_place(c.import_json(tmp_path / "i.json"), documents, "i.json")
+  assert dict(zip(index.doc_ids, index.codes.tolist(), strict=True)) == {"B7": [1, 2], "B3": [0, 4], "B9": [5, 0]}
+  assert index.titles == ("Seven", "Three", "Nine")
+  for wrong in (documents[:2], [*documents, Document("B0", "", "")]):
+    with pytest.raises(ValueError, match=f"i.json has 3 items, such as '2'; .* called 0 to {len(wrong) - 1}"):
+      c.named_by_place(c.import_json(tmp_path / "i.json"), wrong, "i.json")
+  with pytest.raises(ValueError, match="such as 'x'; by place"):
+    c.named_by_place(example(), documents, "i")
+
+
 def test_levels_are_named_as_columns_of_a_sheet():
   assert [c.level_name(level) for level in (0, 25, 26, 27, 51, 52, 701, 702)] == [
     "a", "z", "aa", "ab", "az", "ba", "zz", "aaa",

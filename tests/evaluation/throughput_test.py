@@ -57,10 +57,14 @@ def test_speed_up_ceiling_and_share_by_hand():
   assert costs.block(8, 2.0, 2) == 2 * (2.0 + 1.0) + 1.5
   assert costs.block(8, 2.0, 2, commit=False) == 6.0
   assert costs.best_speedup(8, 2.0, 2) == 8 * 1.5 / 7.5
+  # Attention on both sides: once a step, and in each of the three passes that a block is computed in.
+  costs.attention = lambda rows, slots, positions=1: {1: 0.1, 8: 0.25}[positions]
+  np.testing.assert_allclose(costs.best_with_attention(8, 2.0, 2, 100), 8 * 1.6 / (7.5 + 3 * 0.25))
   ar, block = made_case(2, 0, 99 * 2.0, forwards=100), made_case(2, 8, 92 * 1.5, forwards=25)
   figures = case_figures(block, ar, costs)
   np.testing.assert_allclose([figures["speed-up"], figures["ceiling"]], [2.0 / 1.5, 1.6])
   np.testing.assert_allclose(figures["share"], (2.0 / 1.5) / 1.6)
+  np.testing.assert_allclose(figures["share, attention too"], (2.0 / 1.5) / (8 * 1.6 / 8.25))
   assert figures["tok/forward"] == 4.0
   assert figures["tok/s"] == 2 * 100 / (92 * 1.5 + 1.0)
 

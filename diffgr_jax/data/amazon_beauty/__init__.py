@@ -1,0 +1,1 @@
+"""Amazon's reviews of 2014 as a shop: Beauty, or another category."""
