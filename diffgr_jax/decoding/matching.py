@@ -17,7 +17,6 @@ Source: arXiv 2610.08716 (nearest 100 codes; 8 samples), as far as its digest sa
 sample brings its own nearest documents, is our choice.
 """
 
-from dataclasses import replace
 import functools
 
 import jax
@@ -30,9 +29,7 @@ from diffgr_jax.decoding.ranked import Ranked
 from diffgr_jax.decoding.scoring import one_pass_log_probs, score_documents
 
 
-def mismatch_counts(
-  canvas: Int[Array, "B L"], codes: Int[Array, "N L"], eos_id: int, pad_id: int
-) -> Int[Array, "B N"]:
+def mismatch_counts(canvas: Int[Array, "B L"], codes: Int[Array, "N L"], eos_id: int, pad_id: int) -> Int[Array, "B N"]:
   """Counts the positions at which each document's DocID differs from a canvas.
 
   Args:
@@ -50,7 +47,9 @@ def mismatch_counts(
   return jax.lax.fori_loop(0, canvas.shape[1], add, jnp.zeros((len(canvas), len(codes)), jnp.int32))
 
 
-def nearest_documents(mismatches: Int[Array, "B N"], scores: Float[Array, "B N"], count: int) -> Int[Array, "B {count}"]:
+def nearest_documents(
+  mismatches: Int[Array, "B N"], scores: Float[Array, "B N"], count: int
+) -> Int[Array, "B {count}"]:
   """Picks the documents of fewest mismatches; where several have the last count that fits, those of highest score.
 
   The order of the result says nothing.
@@ -148,6 +147,7 @@ def best_of_n(
     _check_pool(name, value, len(codes))
   if samples < 1:
     raise ValueError(f"samples is {samples}; it must be 1 or more")
+  prompt = jnp.asarray(prompt, jnp.int32)
   canvas = jnp.full((len(prompt), codes.shape[1]), options.mask_id, jnp.int32)
   prompt, canvas, row_seeds, banned, _, steps_, sampling = check_inputs(
     prompt, canvas, row_seeds, banned, None, steps, (temperature, 0, 1.0), options

@@ -19,7 +19,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import ArrayLike, Bool, Float, Int
 
 from diffgr_jax.decoding.canvas import DecodeOptions, check_inputs, commit_step, finish, init_state, step_keys
 from diffgr_jax.decoding.constraint import first_choices
@@ -68,6 +68,7 @@ def pseudo_beam(
   if width < 1:
     raise ValueError(f"width is {width}; a pseudo beam has 1 canvas or more")
   codes = jnp.asarray(codes, jnp.int32)
+  prompt = jnp.asarray(prompt, jnp.int32)
   canvas = jnp.full((len(prompt), codes.shape[1]), options.mask_id, jnp.int32)
   inputs = check_inputs(prompt, canvas, row_seeds, banned, codes, steps, (0.0, 0, 1.0), options)
   scored, log_prior = jnp.asarray(scored, bool), None if log_prior is None else jnp.asarray(log_prior)
@@ -86,6 +87,7 @@ def _search(
 
   state = init_state(canvas, row_seeds, banned, codes, options.mask_id)
   what = dict(codes=codes, width=width, rows=rows)
+  assert state.alive is not None  # there are codes
   place, tokens, there = first_choices(log_probs, state.alive, step_keys(state)[0], options.policy, **what)
 
   def widen(x):  # from here on W rows a query

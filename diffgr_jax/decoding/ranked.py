@@ -1,9 +1,9 @@
 """Ranked documents, as every decoder that names several of them returns them; and what they cost.
 
-    document   7   2   -1      best first; -1: there was no third one
-    score    -.4  -3  -inf
-    forwards   4               forward passes that had to follow one another
-    canvases  25               canvases that the model was asked about: what the answer costs on a busy machine
+document   7   2   -1      best first; -1: there was no third one
+score    -.4  -3  -inf
+forwards   4               forward passes that had to follow one another
+canvases  25               canvases that the model was asked about: what the answer costs on a busy machine
 """
 
 from flax import struct

@@ -132,7 +132,9 @@ def _check_paradigm(config: Config) -> None:
       raise ValueError("config.beam_widths is for the paradigm 'autoregressive'; a denoiser has config.decodings")
     unknown = [name for name in config.decodings if name not in DECODINGS]
     if unknown or not config.decodings or len(set(config.decodings)) < len(config.decodings):
-      raise ValueError(f"config.decodings holds some of {', '.join(DECODINGS)}, each once, not {list(config.decodings)}")
+      raise ValueError(
+        f"config.decodings holds some of {', '.join(DECODINGS)}, each once, not {list(config.decodings)}"
+      )
     return
   if not config.beam_widths or min(config.beam_widths) < 1:
     raise ValueError(f"config.beam_widths holds widths of at least 1, not {tuple(config.beam_widths)}")

@@ -11,8 +11,10 @@ import pytest
 
 from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.data.records import Query
-from diffgr_jax.evaluation.generative import Judged, Method, evaluate_method, judge, methods_of, quick_metrics
+from diffgr_jax.evaluation.answers import Generate, Method, OnePass, methods_of
+from diffgr_jax.evaluation.generative import Judged, SharedDocIds, evaluate_method, judge, quick_metrics
 from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.training.options import DECODINGS
 from diffgr_jax.training.run import Run
 
 
@@ -62,7 +64,7 @@ def test_one_pass_ranks_as_brute_force_over_the_documents(untrained, judged, pri
     min(1 + sum(other > row[document] for other in row) for document in relevant)
     for row, relevant in zip(scores, judged.relevant, strict=True)
   ]
-  figures, per_query = evaluate_method(run, params, Method("x", prior_weight=prior_weight), judged, run.index)
+  figures, per_query = evaluate_method(run, params, Method("x", OnePass(prior_weight)), judged, run.index)
   assert len(set(ranks)) > 2  # the model tells the documents apart
   np.testing.assert_allclose(per_query["MRR@100"], [1 / rank for rank in ranks])
   for k in (1, 10):
@@ -83,7 +85,7 @@ def test_quick_metrics_are_those_of_the_first_validation_queries(untrained):
   run = with_config(run, prior_weight=1.0)
   figures = quick_metrics(run, params, collection, limit=5)
   first = judge(collection.queries["valid"][:5], run.index)
-  expected, _ = evaluate_method(run, params, Method("x", prior_weight=1.0), first, run.index)
+  expected, _ = evaluate_method(run, params, Method("x", OnePass(1.0)), first, run.index)
   assert figures == {f"valid {name}": expected[name] for name in ("Hit@1", "MRR@100")}
   nothing = dataclasses.replace(collection, queries={"train": collection.queries["train"]})
   assert quick_metrics(run, params, nothing) == {}
@@ -100,7 +102,7 @@ def test_constrained_decoding_always_names_a_document(untrained, judged):
   run = with_config(run, eval_batch_size=3, **ANY_ORDER)
   every = list(range(len(run.index.doc_ids)))  # every document is right: a miss means that none was named
   anything = Judged(judged.texts, [every] * 7, [[1] * len(every)] * 7)
-  *_, constrained, free = methods_of(run.config, run.vocab.mask_id)
+  *_, constrained, free = methods_of(run)
   named, _ = evaluate_method(run, params, constrained, anything, run.index)
   assert named["Hit@1"] == 1.0
   assert "invalid" not in named
@@ -112,8 +114,9 @@ def test_constrained_decoding_always_names_a_document(untrained, judged):
 
 def test_batch_size_does_not_change_any_figure(untrained, judged):
   run, params, _ = untrained
-  small, large = (with_config(run, eval_batch_size=size, **ANY_ORDER) for size in (3, 16))
-  for method in methods_of(small.config, run.vocab.mask_id):
+  every = dict(decodings=DECODINGS, decode_steps=3, samples=2, pool=5, beam_canvases=3, chain_candidates=4)
+  small, large = (with_config(run, eval_batch_size=size, **ANY_ORDER, **every) for size in (3, 16))
+  for method in methods_of(small):
     one, one_per_query = evaluate_method(small, params, method, judged, run.index)
     other, other_per_query = evaluate_method(large, params, method, judged, run.index)
     assert one.keys() == other.keys()
@@ -166,7 +169,7 @@ def test_free_decoding_counts_what_names_no_document_as_invalid(scripted):
   padded[end:] = padded[0]  # what stands behind EOS is not read
   params = script({"right": right, "wrong one": wrong, "broken here": broken, "padded oddly": padded})
   judged = Judged(["right", "wrong one", "broken here", "padded oddly"], [[5], [5], [7], [short]], [[1]] * 4)
-  *_, free = methods_of(run.config, run.vocab.mask_id)
+  *_, free = methods_of(run)
   figures, per_query = evaluate_method(run, params, free, judged, index)
   assert figures["invalid"] == 0.25
   assert per_query["Hit@1"].tolist() == [1.0, 0.0, 0.0, 1.0]
@@ -175,9 +178,10 @@ def test_free_decoding_counts_what_names_no_document_as_invalid(scripted):
 
 def test_documents_of_one_docid_tie_under_every_decoding(scripted):
   run, index, script = scripted
+  run = with_config(run, decodings=DECODINGS, decode_steps=3, samples=2, pool=5, beam_canvases=3)
   params = script({"the pair": index.codes[0], "another": index.codes[9]})
   judged = Judged(["the pair", "the pair", "another"], [[1], [0, 1], [9]], [[1], [1, 1], [1]])
-  for method in methods_of(run.config, run.vocab.mask_id):
+  for method in methods_of(run):
     figures, per_query = evaluate_method(run, params, method, judged, index)
     np.testing.assert_allclose(per_query["Hit@1"], [0.5, 1.0, 1.0], err_msg=method.name)
     if "MRR@10" in per_query:
@@ -190,14 +194,31 @@ def test_documents_of_one_docid_tie_under_every_decoding(scripted):
 
 def test_methods_follow_the_config(untrained):
   run = with_config(untrained[0], policy="margin", decode_steps=3, remask=2, prior_weight=0.5)
-  methods = methods_of(run.config, run.vocab.mask_id)
+  methods = methods_of(run)
   plain = ["one-pass", "margin, 3 steps, constrained", "margin, 3 steps, free"]
   assert [m.name for m in methods] == [plain[0], "one-pass, prior-corrected", *plain[1:]]
-  assert [m.prior_weight for m in methods] == [0.0, 0.5, 0.0, 0.0]
-  assert [m.constrained for m in methods] == [False, False, True, False]
-  assert [m.options and m.options.remask for m in methods] == [None, None, 2, 2]
-  uncorrected = methods_of(with_config(run, prior_weight=0.0).config, run.vocab.mask_id)
-  assert [m.name for m in uncorrected] == plain
+  assert [m.decoding for m in methods[:2]] == [OnePass(0.0), OnePass(0.5)]
+  assert [m.decoding.constrained for m in methods[2:] if isinstance(m.decoding, Generate)] == [True, False]
+  assert [m.decoding.options.remask for m in methods[2:] if isinstance(m.decoding, Generate)] == [2, 2]
+  assert [m.may_miss for m in methods] == [False, False, False, True]
+  assert [m.name for m in methods_of(with_config(run, prior_weight=0.0))] == plain
+
+
+def test_every_decoding_has_a_name_of_its_own(untrained):
+  run = with_config(untrained[0], decodings=DECODINGS, prior_weight=0.5)
+  names = [method.name for method in methods_of(run)]
+  assert len(set(names)) == len(names) == len(DECODINGS) + 2  # one-pass and samples stand twice
+
+
+def test_a_list_becomes_one_of_all_documents_with_its_docids():
+  # documents 0 and 3 share a DocID, and so do 1, 4 and 5
+  parts = [0, 1, 2, 0, 1, 1], [0, 3, 1, 4, 5, 2], [0, 2, 5, 0, 2, 2], [2, 3, 1, 2, 3, 3]
+  same = SharedDocIds(*map(np.array, parts))
+  listed, scores = same.spread(np.array([[4, 2, 1, -1]]), np.array([[3.0, 2.0, 1.0, 0.0]]))
+  found = [
+    (document, score) for document, score in zip(listed[0].tolist(), scores[0].tolist(), strict=True) if document >= 0
+  ]
+  assert sorted(found) == [(1, 3.0), (2, 2.0), (4, 3.0), (5, 3.0)]
 
 
 def test_judge_takes_grades_and_names_an_unknown_document(untrained):

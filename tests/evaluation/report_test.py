@@ -11,8 +11,9 @@ import pytest
 from diffgr_jax.data.records import Document
 from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.evaluation import report
+from diffgr_jax.evaluation.answers import methods_of
 from diffgr_jax.evaluation.baselines import bm25
-from diffgr_jax.evaluation.generative import evaluate_method, judge, methods_of
+from diffgr_jax.evaluation.generative import evaluate_method, judge
 from diffgr_jax.evaluation.retrieval import means, place_in_ranking, retrieval_metrics
 
 
@@ -49,7 +50,7 @@ def test_the_record_is_the_file_and_names_what_was_run(measured, untrained):
 def test_every_method_stands_beside_the_baselines_with_its_interval(measured, untrained):
   record, (run, params, collection) = measured[0], untrained
   rows = record["metrics"]["valid"]
-  names = [method.name for method in methods_of(run.config, run.vocab.mask_id)]
+  names = [method.name for method in methods_of(run)]
   assert list(rows) == ["BM25", "LSA", *names]
   for name, row in rows.items():
     assert row["queries"] == 10
@@ -75,7 +76,7 @@ def test_every_method_stands_beside_the_baselines_with_its_interval(measured, un
   judged = judge(queries, run.index)
   expected = means(retrieval_metrics(place_in_ranking(ranking.indices, ranking.scores, judged.relevant, judged.grades)))
   assert {name: rows["BM25"][name] for name in expected} == pytest.approx(expected)
-  own, _ = evaluate_method(run, params, methods_of(run.config, run.vocab.mask_id)[0], judged, run.index)
+  own, _ = evaluate_method(run, params, methods_of(run)[0], judged, run.index)
   assert rows["one-pass"]["MRR@100"] == own["MRR@100"]
 
 
