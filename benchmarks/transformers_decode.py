@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from configs.bench.decode import get_config
+from diffgr_jax.evaluation.retrieval import results_record, typed_command
 
 _SIZE = flags.DEFINE_string("size", "42m", "shapes, by name (configs/bench/decode.py)")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1"], "sequences decoded together")
@@ -25,7 +26,7 @@ _PROMPT = flags.DEFINE_integer("prompt_length", 64, "random tokens", lower_bound
 _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 128, "a sequence", lower_bound=2)
 _CACHES = flags.DEFINE_list("caches", ["dynamic", "static"], "dynamic: generate as it comes; static: compiled")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "counted runs of each", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "write the figures to this file")
+_OUT = flags.DEFINE_string("out", None, "write a record of the figures to this file")
 
 
 def _model(device: str) -> transformers.PreTrainedModel:
@@ -81,11 +82,18 @@ def main(_) -> None:
         "ms/sequence": 1e3 * sorted(whole for _, whole in times)[len(times) // 2], "first call s": cold,
       }  # fmt: skip
       print(f"transformers {cache}, batch {batch}: {figures[f'batch {batch}, {cache} cache']}", flush=True)
-  record = {
+  settings = {
     "size": _SIZE.value, "prompt_length": _PROMPT.value, "new_tokens": length, "rounds": _ROUNDS.value,
     "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "dtype": str(model.dtype),
-    "torch": torch.__version__, "transformers": transformers.__version__, "figures": figures,
+    "torch": torch.__version__, "transformers": transformers.__version__,
   }  # fmt: skip
+  record = results_record(
+    command=typed_command(),
+    status="measured",
+    seeds={"weights, prompts": 0},
+    settings=settings,
+    metrics={"decoding": figures},
+  )
   if _OUT.value:
     Path(_OUT.value).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

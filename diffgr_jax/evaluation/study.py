@@ -1,0 +1,156 @@
+"""A study: runs of a config one after another, each by the main command, and one table of what they reached.
+
+    OUT/NAME/            the workdir of cell NAME, as `python -m diffgr_jax.main` leaves it
+    OUT/NAME.log         what that command printed
+    OUT/NAME/cell.json   what the cell is; a cell of this name that is another one is refused
+    OUT/study.json       all records' figures;  OUT/study.md  the table
+
+A cell with results is not run again, a cell that was stopped goes on from its checkpoint, and one that fails does not
+keep the others from running. What is best is chosen on validation splits (`valid...`) and reported on all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+import json
+from pathlib import Path
+import subprocess
+import sys
+from typing import Any
+
+from diffgr_jax.evaluation.retrieval import format_table
+from diffgr_jax.parallel.preemption import EXIT_CODE
+
+_BASELINES = ("BM25", "LSA")  # they stand in every record
+
+
+@dataclass(frozen=True)
+class Cell:
+  """One run of a study."""
+
+  name: str
+  config: str  # FILE.py:key=value,..., as the main command takes it
+  fields: Mapping[str, Any] = field(default_factory=dict)  # of the config, where they differ
+
+  @property
+  def flags(self) -> list[str]:
+    """The main command's flags; a list is written as its items with commas, a last one behind them."""
+    show = lambda value: "".join(f"{item}," for item in value) if isinstance(value, list | tuple) else str(value)
+    return [f"--config={self.config}", *(f"--config.{name}={show(value)}" for name, value in self.fields.items())]
+
+
+@dataclass(frozen=True)
+class Outcome:
+  """What became of a cell: its record, or what went wrong in one line."""
+
+  cell: Cell
+  record: Mapping[str, Any] | None
+  error: str = ""
+
+
+def cells_of(config: Any) -> list[Cell]:
+  """The cells of a study's config.
+
+  Raises:
+    ValueError: no cells, or a name that is no name of a folder.
+  """
+  cells = [Cell(name, own["config"], own.get("fields", {})) for name, own in config.to_dict()["cells"].items()]
+  if not cells:
+    raise ValueError("config.cells is empty: a study has at least one cell")
+  for cell in cells:
+    if cell.name != Path(cell.name).name or cell.name.startswith("."):
+      raise ValueError(f"config.cells: {cell.name!r} is no name of a folder")
+  return cells
+
+
+def run_command(cell: Cell, out: Path) -> int:
+  """Runs the main command in a process of its own; returns its exit code."""
+  command = [sys.executable, "-m", "diffgr_jax.main", *cell.flags, f"--workdir={out / cell.name}"]
+  with open(out / f"{cell.name}.log", "a", encoding="utf-8") as log:
+    return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def run_cells(cells: Sequence[Cell], out: Path, run: Callable[[Cell, Path], int] = run_command) -> Iterator[Outcome]:
+  """Runs what has no results yet, and yields every cell's outcome in order.
+
+  Args:
+    cells: the study.
+    out: where workdirs and logs go.
+    run: runs one cell and returns an exit code.
+
+  Raises:
+    ValueError: a cell's workdir belongs to another cell of its name.
+    InterruptedError: a cell was told to leave by SIGTERM, and has saved.
+  """
+  for cell in cells:
+    _claim(cell, out)
+  for cell in cells:
+    results, code = out / cell.name / "results.json", 0
+    if not results.exists():
+      code = run(cell, out)
+    if code == EXIT_CODE:
+      raise InterruptedError(f"told to leave in cell {cell.name}, which is saved: start again with the same --out")
+    if results.exists():
+      yield Outcome(cell, json.loads(results.read_text(encoding="utf-8")))
+    else:
+      yield Outcome(cell, None, _last_line(out / f"{cell.name}.log") or f"exit code {code}")
+
+
+def _claim(cell: Cell, out: Path) -> None:
+  file, what = out / cell.name / "cell.json", json.loads(json.dumps(asdict(cell)))
+  if file.exists() and (kept := json.loads(file.read_text(encoding="utf-8"))) != what:
+    raise ValueError(f"{file} is of another cell, {kept['config']} {kept['fields']}: take another --out or remove it")
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text(json.dumps(what, indent=1) + "\n", encoding="utf-8")
+
+
+def _last_line(log: Path) -> str:
+  lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+  return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+# --- what they reached ---
+
+
+def table_rows(outcomes: Sequence[Outcome], metric: str = "Hit@1") -> list[dict[str, object]]:
+  """A row for each decoding of each cell, and the baselines once; a column for each split."""
+  rows: list[dict[str, object]] = []
+  for outcome in outcomes:
+    splits = outcome.record["metrics"] if outcome.record else {}
+    methods = dict.fromkeys(method for of_split in splits.values() for method in of_split)
+    for method in methods:
+      baseline = method in _BASELINES or method.endswith(", dense")
+      if baseline and any(row["decoding"] == method for row in rows):
+        continue
+      figures = {split: of_split.get(method, {}) for split, of_split in splits.items()}
+      first = next(own for own in figures.values() if own)
+      rows.append(
+        {"run": "" if baseline else outcome.cell.name, "decoding": method}
+        | {f"{split} {metric}": own.get(metric) for split, own in figures.items()}
+        | {"canvases": first.get("canvases"), "queries/s": round(first["queries/s"])}
+      )
+    if not outcome.record:
+      rows.append({"run": outcome.cell.name, "decoding": f"failed: {outcome.error}"})
+  return rows
+
+
+def best_on_validation(rows: Sequence[Mapping[str, object]], metric: str = "Hit@1") -> Mapping[str, object] | None:
+  """The row with the highest mean of the validation splits' figures; baselines are not chosen."""
+
+  def mean(row: Mapping[str, object]) -> float:
+    own = [value for name, value in row.items() if name.startswith("valid") and name.endswith(metric)]
+    return sum(own) / len(own) if own and all(isinstance(value, float) for value in own) else -1.0  # pyright: ignore
+
+  runs = [row for row in rows if row["run"] and mean(row) >= 0]
+  return max(runs, key=mean, default=None)
+
+
+def write_study(outcomes: Sequence[Outcome], out: Path) -> str:
+  """Writes study.json and study.md; returns what study.md says."""
+  records = {outcome.cell.name: outcome.record or {"error": outcome.error} for outcome in outcomes}
+  (out / "study.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+  rows = table_rows(outcomes)
+  best = best_on_validation(rows)
+  chosen = f"Best on validation: {best['run']}, {best['decoding']}.\n\n" if best else ""
+  text = chosen + format_table(rows)
+  (out / "study.md").write_text(text + "\n", encoding="utf-8")
+  return text

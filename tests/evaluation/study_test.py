@@ -1,0 +1,93 @@
+"""Studies: what is run, what is left, what is chosen; the main command stands in for itself in configs_test."""
+
+import json
+
+import ml_collections
+import pytest
+
+from diffgr_jax.evaluation.study import Cell, best_on_validation, cells_of, run_cells, table_rows, write_study
+
+A, B, C = (Cell(name, f"configs/{name}.py:steps=1", {"seed": 3, "splits": ("x", "y")}) for name in "abc")
+
+
+def record(valid, test):
+  row = lambda hit: {"Hit@1": hit, "queries/s": 10.4, "canvases": 2.0}
+  return {
+    "metrics": {
+      "valid": {"BM25": row(0.9), "one-pass": row(valid), "free": row(valid / 2)},
+      "test": {"BM25": row(0.8), "one-pass": row(test), "free": row(test / 2)},
+    }
+  }
+
+
+class Runner:
+  """Writes results, or fails, or is told to leave, by a cell's name."""
+
+  def __init__(self, **codes):
+    self.codes, self.ran = codes, []
+
+  def __call__(self, cell, out):
+    self.ran.append(cell.name)
+    code = self.codes.get(cell.name, 0)
+    (out / f"{cell.name}.log").write_text("began\nerror: no such folder\n\n")
+    if code == 0:
+      hit = 0.1 + 0.1 * "abc".index(cell.name)
+      (out / cell.name / "results.json").write_text(json.dumps(record(hit, 1 - hit)))
+    return code
+
+
+def test_a_failed_cell_is_named_and_the_others_run(tmp_path):
+  outcomes = list(run_cells([A, B, C], tmp_path, Runner(b=1)))
+  assert [outcome.error for outcome in outcomes] == ["", "error: no such folder", ""]
+  assert [outcome.record is None for outcome in outcomes] == [False, True, False]
+  text = write_study(outcomes, tmp_path)
+  assert "failed: error: no such folder" in text
+  assert (tmp_path / "study.md").read_text() == text + "\n"
+  assert list(json.loads((tmp_path / "study.json").read_text())) == ["a", "b", "c"]
+
+
+def test_what_has_results_is_not_run_again(tmp_path):
+  list(run_cells([A, B], tmp_path, Runner(b=1)))
+  again = Runner()
+  outcomes = list(run_cells([A, B, C], tmp_path, again))
+  assert again.ran == ["b", "c"]
+  assert all(outcome.record for outcome in outcomes)
+
+
+def test_a_cell_that_was_told_to_leave_ends_the_study(tmp_path):
+  runner = Runner(b=75)
+  with pytest.raises(InterruptedError, match="cell b, which is saved"):
+    list(run_cells([A, B, C], tmp_path, runner))
+  assert runner.ran == ["a", "b"]
+
+
+def test_a_workdir_of_another_cell_is_refused_before_anything_runs(tmp_path):
+  list(run_cells([B], tmp_path, Runner()))
+  runner = Runner()
+  with pytest.raises(ValueError, match=r"b/cell\.json is of another cell, configs/b\.py:steps=1"):
+    list(run_cells([A, Cell("b", "configs/b.py:steps=2")], tmp_path, runner))
+  assert runner.ran == []
+
+
+def test_the_best_is_chosen_on_validation_alone(tmp_path):
+  rows = table_rows(list(run_cells([A, B, C], tmp_path, Runner())))
+  assert [(row["run"], row["decoding"]) for row in rows][:3] == [("", "BM25"), ("a", "one-pass"), ("a", "free")]
+  assert sum(row["decoding"] == "BM25" for row in rows) == 1
+  best = best_on_validation(rows)
+  assert best is not None
+  assert (best["run"], best["decoding"]) == ("c", "one-pass")  # worst on test, and a baseline is better
+  assert best["test Hit@1"] == pytest.approx(0.7)
+  assert best_on_validation(rows[:1]) is None
+
+
+def test_flags_are_those_of_the_main_command():
+  assert A.flags == ["--config=configs/a.py:steps=1", "--config.seed=3", "--config.splits=x,y,"]
+
+
+def test_cells_need_names():
+  config = ml_collections.ConfigDict({"cells": {"a": {"config": "x.py", "fields": {"seed": 1}}}})
+  assert cells_of(config) == [Cell("a", "x.py", {"seed": 1})]
+  with pytest.raises(ValueError, match="at least one cell"):
+    cells_of(ml_collections.ConfigDict({"cells": {}}))
+  with pytest.raises(ValueError, match=r"'\.\./a' is no name of a folder"):
+    cells_of(ml_collections.ConfigDict({"cells": {"../a": {"config": "x.py"}}}))
