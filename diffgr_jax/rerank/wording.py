@@ -35,8 +35,12 @@ class Buckets:
     if len(self.words) != len(self.bounds) + 1 or sorted(self.bounds) != list(self.bounds):
       raise ValueError(f"{len(self.bounds)} rising bounds part {len(self.bounds) + 1} words; got {self}")
 
+  def number(self, value: int | float) -> int:
+    """Which range a value lies in, from 0."""
+    return bisect_right(self.bounds, value)
+
   def word(self, value: int | float) -> str:
-    return self.words[bisect_right(self.bounds, value)]
+    return self.words[self.number(value)]
 
 
 COUNTS = Buckets((1, 2, 3, 5, 10, 20), ("", "one", "two", "few", "some", "many", "most"))

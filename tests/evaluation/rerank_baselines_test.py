@@ -6,6 +6,7 @@ import pytest
 from diffgr_jax.evaluation.rerank import ranking_metrics
 from diffgr_jax.evaluation.rerank_baselines import FEATURES, features_of, fit_trees
 from diffgr_jax.rerank.records import Evidence, RankingTask
+from diffgr_jax.rerank.wording import evidence_words
 
 FAST = {"num_leaves": (4, 8), "min_data_in_leaf": (5,), "learning_rate": (0.1,)}
 
@@ -43,6 +44,23 @@ def test_features_by_hand():
   assert features[:, 11].tolist() == [4, 0]  # followed below the list's best
 
 
+def test_worded_features_are_the_prompts_words():
+  rng = np.random.default_rng()
+  own = tuple(evidence(rng, followed=int(rng.integers(40)), popularity=int(rng.integers(1, 90))) for _ in range(30))
+  tasks = RankingTask("u", (101, 102), tuple(range(30)), 3, own)
+  plain, worded = features_of(tasks), features_of(tasks, worded=True)
+  words = [evidence_words(each) for each in own]
+  for name, field in (("followed",) * 2, ("popularity",) * 2, ("similarity",) * 2, ("same brand", "same_brand")):
+    column = FEATURES.index(name)
+    order = np.argsort(plain[:, column], kind="stable")
+    assert (np.diff(worded[order, column]) >= 0).all()
+    pairs = {(own.get(field, ""), number) for own, number in zip(words, worded[:, column], strict=True)}
+    assert len(pairs) == len({word for word, _ in pairs}) == len({number for _, number in pairs})  # one to one
+  for name in ("place", "supporters", "history"):
+    np.testing.assert_array_equal(worded[:, FEATURES.index(name)], plain[:, FEATURES.index(name)])
+  np.testing.assert_array_equal(worded[:, 11], worded[:, 1].max() - worded[:, 1])
+
+
 def test_no_feature_knows_an_item():
   rng = np.random.default_rng()
   own = (evidence(rng, supporters=(3,)), evidence(rng))
@@ -63,6 +81,10 @@ def test_trees_learn_and_are_the_same_again():
     > ranking_metrics([t.candidates for t in test], test)["R@1"].mean() + 0.3
   )
   assert fit_trees(train, valid, settings=FAST).rank(test) == ranked
+  worded = fit_trees(train, valid, settings=FAST, worded=True)
+  assert worded.worded
+  assert 0.5 < ranking_metrics(worded.rank(test), test)["R@1"].mean()
+  assert worded.rank(test) != ranked
   assert [row["num_leaves"] for row in trees.tried] == [4, 8]
   best = max(trees.tried, key=lambda row: row["valid NDCG@3"])
   assert {key: best[key] for key in trees.settings} == trees.settings

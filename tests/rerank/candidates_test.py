@@ -1,6 +1,7 @@
 """Lists: what is in them, in what order, for whom; and that a target decides nothing but that it is there."""
 
 from collections import Counter
+import dataclasses
 import functools
 
 import numpy as np
@@ -10,7 +11,7 @@ from diffgr_jax.rerank.candidates import ListOptions, make_lists
 from diffgr_jax.rerank.counts import count_covisits
 from diffgr_jax.rerank.evidence import EvidenceSource
 from diffgr_jax.rerank.records import RankingTask, Shop
-from diffgr_jax.rerank.retrievers import Requests, covisitation
+from diffgr_jax.rerank.retrievers import Requests, covisitation, popularity
 from diffgr_jax.rerank.splits import SPLITS, leave_one_out
 from tests.rerank import shops
 
@@ -108,6 +109,56 @@ def test_which_others_are_drawn_does_not_tell_the_target():
   assert max(abs(count - 400 / 6) for count in seen.values()) < 5 * np.sqrt(400 / 6)
 
 
+def as_counted(parts, options):
+  """The histories that are counted for each user's training lists, if no user of his own fold is."""
+  fold = np.random.default_rng(options.seed).permutation(len(parts.shop.users)) % options.folds
+  known = parts.known("train")
+  return [tuple(() if fold[n] == own else history for n, history in enumerate(known)) for own in fold]
+
+
+def test_lists_of_a_fold_are_made_from_the_other_folds(parts):
+  options = ListOptions(size=5, pool=9, draws=2, folds=3, seed=4)
+  lists = make_lists(parts, "train", RETRIEVER, options)
+  histories, counted, expected = parts.shop.histories, as_counted(parts, options), []
+  users, places = parts.targets("train")
+  for user, place in zip(users.tolist(), places.tolist(), strict=True):
+    asked = Requests(histories, np.array([user]), np.array([place]))
+    pool = RETRIEVER(counted[user], 30).rank(asked, 9)[0].tolist()
+    if histories[user][place] in pool:
+      expected += [(parts.shop.users[user], histories[user][:place], histories[user][place], tuple(pool))] * 2
+  assert [(task.user, task.history, task.target) for task in lists.tasks] == [row[:3] for row in expected]
+  assert lists.found == len(expected) // 2 > 20
+  for task, (_, history, _, pool) in zip(lists.tasks, expected, strict=True):
+    assert sorted(task.candidates, key=pool.index) == list(task.candidates)
+    known = counted[parts.shop.users.index(task.user)]
+    assert [own.popularity for own in task.evidence] == [shops.takers(known, item) for item in task.candidates]
+    recent = set(history[-5:])
+    after = [sum(shops.followed(known, item, own) for item in recent) for own in task.candidates]
+    assert [own.followed for own in task.evidence] == after
+  for split in ("valid", "test"):
+    assert make_lists(parts, split, RETRIEVER, options) == make_lists(
+      parts, split, RETRIEVER, dataclasses.replace(options, folds=0)
+    )
+
+
+def test_folds_do_not_show_a_target_by_what_it_lacks():
+  """Every item has ten takers: where one list's own user is left out, its target is the only one with nine."""
+  rng = np.random.default_rng()
+  histories = tuple((6, 7, int(item)) for item in rng.permutation(np.repeat(np.arange(6), 10)))
+  names = tuple(f"u{n}" for n in range(60))
+  shop = Shop("s", shops.random_shop(rng, items=8, longest=8).items, names, histories, "")
+  parts, lowest = leave_one_out(shop, held_out=names), {}
+  for folds in (0, 2):
+    lists = make_lists(parts, "train", popularity, ListOptions(size=6, pool=6, least_history=2, folds=folds, seed=2))
+    assert len(lists.tasks) == 60
+    counts = [[evidence.popularity for evidence in task.evidence] for task in lists.tasks]
+    lowest[folds] = np.mean(
+      [own.count(min(own)) == 1 and own[task.target_rank] == min(own) for task, own in zip(lists.tasks, counts, strict=True)]
+    )
+  assert lowest[0] == 1.0
+  assert lowest[2] < 0.5
+
+
 def test_places_of_a_user_are_drawn(parts):
   options = ListOptions(size=10, pool=20, places_a_user=2, seed=4)
   every = make_lists(parts, "train", RETRIEVER, ListOptions(size=10, pool=20, seed=4))
@@ -122,6 +173,7 @@ def test_what_goes_wrong_is_said(parts):
     (dict(size=1, pool=5), "at least 2 candidates and at most its pool"),
     (dict(size=11, pool=10), "not size 11 of 10"),
     (dict(draws=2), "gives one list"),
+    (dict(folds=1), "folds is 0, or 2 or more"),
     (dict(least_history=0), "least_history and draws are 1 or more"),
   ):
     with pytest.raises(ValueError, match=message):
