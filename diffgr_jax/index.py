@@ -57,7 +57,9 @@ _WIDTH = flags.DEFINE_integer("width", 256, "build: of lsa's vectors, at most", 
 _METHOD = flags.DEFINE_enum("method", METHODS[0], METHODS, "build: how codes are made")
 _LEVELS = flags.DEFINE_integer("levels", 4, "build: codes of a document", lower_bound=1)
 _CODES = flags.DEFINE_integer("codes", 256, "build: codes of a level", lower_bound=1)
-_COLLISIONS = flags.DEFINE_enum("collisions", None, RULES, "build, import: how equal codes are told apart; default: optimal, of imports none")
+_COLLISIONS = flags.DEFINE_enum(
+  "collisions", None, RULES, "build, import: how equal codes are told apart; default: optimal, and none of an import"
+)
 _CONTROL = flags.DEFINE_enum("control", "none", CONTROLS, "build: spoil the codes on purpose")
 _SEED = flags.DEFINE_integer("seed", 0, "build: of every draw")
 _ITERATIONS = flags.DEFINE_integer("iterations", 20, "build: k-means steps a level, at most", lower_bound=1)

@@ -155,7 +155,10 @@ def _lists_from(
   requests = Requests(histories, users[row], places[row])
   gathered = EvidenceSource(items, count_covisits(known, len(items)), vectors, last).gather(requests, candidates)
   for at, (r, own, speaks) in enumerate(zip(row, candidates.tolist(), gathered, strict=True)):
-    yield int(r), RankingTask(parts.shop.users[int(users[r])], requests.history(at), tuple(own), int(targets[r]), speaks)
+    yield (
+      int(r),
+      RankingTask(parts.shop.users[int(users[r])], requests.history(at), tuple(own), int(targets[r]), speaks),
+    )
 
 
 def _draw(

@@ -38,8 +38,9 @@ class EvidenceSource:
   last: int = 5
 
   def __post_init__(self):
-    if self.counts.window:
-      raise ValueError(f"evidence counts pairs of any distance, not those within {self.counts.window} places")
+    if self.counts.window or self.counts.fade != 1.0:
+      how = f"with window {self.counts.window} and fade {self.counts.fade}"
+      raise ValueError(f"evidence counts users who took pairs of any distance, each as 1, not {how}")
     if self.vectors is not None and len(self.vectors) != len(self.items):
       raise ValueError(f"{len(self.vectors)} vectors for {len(self.items)} items: give each item its row")
 

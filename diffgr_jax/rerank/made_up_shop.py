@@ -170,7 +170,7 @@ def read_options(text: str) -> MadeUpOptions:
   Raises:
     ValueError: an unknown key, or a value that is no number or not one that the field may have.
   """
-  kinds = {field.name: type(field.default) for field in dataclasses.fields(MadeUpOptions)}
+  kinds = {name: type(value) for name, value in dataclasses.asdict(MadeUpOptions()).items()}
   values: dict[str, int | float] = {}
   for part in filter(None, text.split(",")):
     key, _, value = part.partition("=")

@@ -48,5 +48,6 @@ def test_what_does_not_go_together_is_said():
   shop = shops.random_shop(np.random.default_rng(), users=3, items=12)
   with pytest.raises(ValueError, match="3 vectors for 12 items"):
     EvidenceSource(shop.items, count_covisits(shop.histories, 12), np.zeros((3, 2)))
-  with pytest.raises(ValueError, match="not those within 1 places"):
-    EvidenceSource(shop.items, count_covisits(shop.histories, 12, window=1))
+  for options in (dict(window=1), dict(fade=0.5)):
+    with pytest.raises(ValueError, match="each as 1, not with window"):
+      EvidenceSource(shop.items, count_covisits(shop.histories, 12, **options))

@@ -38,7 +38,9 @@ def test_what_an_index_may_not_be():
   codes[1] = codes[0]
   assert unique_share(codes) == pytest.approx(0.98)
   index = index_of(shop, codes, rng)
-  with pytest.raises(ValueError, match=r"i\.npz gives only 98\.0% of the items .*, and 99% are wanted: .*collisions=random"):
+  with pytest.raises(
+    ValueError, match=r"i\.npz gives only 98\.0% of the items .*, and 99% are wanted: .*collisions=random"
+  ):
     item_codes(index, shop, "i.npz")
   np.testing.assert_array_equal(item_codes(index, shop, "i.npz", least_unique=0.98), codes)
   apart = item_codes(told_apart(index, "random"), shop, "i.npz", least_unique=1.0)
