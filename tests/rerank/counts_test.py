@@ -11,8 +11,6 @@ SHAPES = [
   for repeats in (False, True)
   for window, fade in ((0, 1.0), (1, 1.0), (3, 1.0), (0, 0.7), (3, 0.6))
 ]
-  (repeats, window, fade) for repeats in (False, True) for window, fade in ((0, 1.0), (1, 1.0), (3, 1.0), (0, 0.7))
-]
 
 
 @pytest.mark.parametrize("repeats, window, fade", SHAPES)
