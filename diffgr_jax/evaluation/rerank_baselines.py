@@ -24,13 +24,17 @@ from diffgr_jax.rerank.wording import COUNTS, POPULARITIES, SIMILARITIES
 FEATURES = (
   "place", "followed", "preceded", "supporters", "age of the first supporter", "age of the latest supporter",
   "popularity", "same brand", "same category", "similarity", "history",
+  "followed last", "directly", "directly last",
 )  # fmt: skip
 _WORDED = {
   "followed": COUNTS, "preceded": COUNTS, "popularity": POPULARITIES, "same brand": COUNTS, "same category": COUNTS,
-  "similarity": SIMILARITIES,
+  "similarity": SIMILARITIES, "followed last": COUNTS, "directly": COUNTS, "directly last": COUNTS,
 }  # fmt: skip
-_RELATIVE = ("followed", "preceded", "supporters", "popularity", "same brand", "same category", "similarity")
-SETTINGS = {"num_leaves": (7, 15, 31), "min_data_in_leaf": (20, 100), "learning_rate": (0.05,)}
+_RELATIVE = (
+  "followed", "preceded", "supporters", "popularity", "same brand", "same category", "similarity", "followed last",
+  "directly", "directly last",
+)  # fmt: skip
+SETTINGS = {"num_leaves": (7, 15, 31), "min_data_in_leaf": (100,), "learning_rate": (0.05,)}
 _ROUNDS, _PATIENCE = 1000, 50
 _CHOSEN_BY = "NDCG@3"
 
@@ -113,6 +117,7 @@ def features_of(task: RankingTask, worded: bool = False) -> Float[np.ndarray, "K
       (
         place, own.followed, own.preceded, len(own.supporters), ages[0] if ages else never, min(ages, default=never),
         own.popularity, own.same_brand, own.same_category, own.similarity, len(task.history),
+        own.followed_last, own.directly, own.directly_last,
       )
     )  # fmt: skip
   features = np.array(rows, np.float64)

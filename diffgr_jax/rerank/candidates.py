@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from jaxtyping import Int, Shaped
 import numpy as np
 
-from diffgr_jax.rerank.counts import History, count_covisits
+from diffgr_jax.rerank.counts import History
 from diffgr_jax.rerank.evidence import EvidenceSource
 from diffgr_jax.rerank.records import RankingTask
 from diffgr_jax.rerank.retrievers import Requests, Retriever
@@ -153,7 +153,7 @@ def _lists_from(
   for at, (r, own, number) in enumerate(zip(row, rank, draw, strict=True)):
     candidates[at] = _draw(ranked[r], int(own), (int(users[r]), int(places[r]), int(number)), options)
   requests = Requests(histories, users[row], places[row])
-  gathered = EvidenceSource(items, count_covisits(known, len(items)), vectors, last).gather(requests, candidates)
+  gathered = EvidenceSource.counting(items, known, vectors, last).gather(requests, candidates)
   for at, (r, own, speaks) in enumerate(zip(row, candidates.tolist(), gathered, strict=True)):
     yield (
       int(r),

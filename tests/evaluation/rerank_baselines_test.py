@@ -33,15 +33,28 @@ def lists(rng, count):
 
 def test_features_by_hand():
   rng = np.random.default_rng()
-  first = evidence(rng, followed=3, preceded=1, supporters=(8, 5), popularity=40, same_brand=2, same_category=0)
+  first = evidence(
+    rng,
+    followed=3,
+    preceded=1,
+    supporters=(8, 5),
+    popularity=40,
+    same_brand=2,
+    same_category=0,
+    followed_last=2,
+    directly=4,
+    directly_last=1,
+  )
   second = evidence(rng, followed=7, preceded=0, supporters=(), popularity=9, same_brand=0, same_category=1)
   features = features_of(RankingTask("u", (4, 8, 6, 5), (11, 12), 12, (first, second)))
-  assert features.shape == (2, len(FEATURES) + 7)
+  assert features.shape == (2, len(FEATURES) + 10)
   assert features[0, :9].tolist() == [0, 3, 1, 2, 2, 0, 40, 2, 0]  # 8 is two before the last item, 5 is the last
   assert features[1, :9].tolist() == [1, 7, 0, 0, 4, 4, 9, 0, 1]
   assert features[:, 9].tolist() == [first.similarity, second.similarity]
   assert features[:, 10].tolist() == [4, 4]
-  assert features[:, 11].tolist() == [4, 0]  # followed below the list's best
+  assert features[:, 11:14].tolist() == [[2, 4, 1], [0, 0, 0]]
+  assert features[:, 14].tolist() == [4, 0]  # followed below the list's best
+  assert features[:, -3:].tolist() == [[0, 0, 0], [2, 4, 1]]
 
 
 def test_worded_features_are_the_prompts_words():
@@ -58,7 +71,7 @@ def test_worded_features_are_the_prompts_words():
     assert len(pairs) == len({word for word, _ in pairs}) == len({number for _, number in pairs})  # one to one
   for name in ("place", "supporters", "history"):
     np.testing.assert_array_equal(worded[:, FEATURES.index(name)], plain[:, FEATURES.index(name)])
-  np.testing.assert_array_equal(worded[:, 11], worded[:, 1].max() - worded[:, 1])
+  np.testing.assert_array_equal(worded[:, 14], worded[:, 1].max() - worded[:, 1])
 
 
 def test_no_feature_knows_an_item():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from diffgr_jax.rerank.candidates import ListOptions, make_lists
-from diffgr_jax.rerank.counts import count_covisits
 from diffgr_jax.rerank.evidence import EvidenceSource
 from diffgr_jax.rerank.records import RankingTask, Shop
 from diffgr_jax.rerank.retrievers import Requests, covisitation, popularity
@@ -90,7 +89,7 @@ def test_evidence_is_of_the_splits_own_counts(parts):
     for task in lists.tasks[:20]:
       user = parts.shop.users.index(task.user)
       known = shops.as_known(parts.known(split), user, len(task.history))
-      source = EvidenceSource(parts.shop.items, count_covisits(known, 30), last=2)
+      source = EvidenceSource.counting(parts.shop.items, known, last=2)
       asked = Requests(parts.shop.histories, np.array([user]), np.array([len(task.history)]))
       assert source.gather(asked, np.array([task.candidates])) == [task.evidence]
 
