@@ -87,7 +87,7 @@ class CodeIndex:
         archive.writestr(f"{name}.json", json.dumps(value, ensure_ascii=False))
       for name, array in {"codes": self.codes, **{f"q_{key}": value for key, value in arrays.items()}}.items():
         with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-          np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+          np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
     partial.replace(path)
 
   @classmethod
