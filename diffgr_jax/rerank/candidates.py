@@ -38,7 +38,7 @@ class ListOptions:
     least_history: items before a target, at least.
     places_a_user: of a user's training part, drawn; 0: all.
     draws: training lists of one place; with a pool larger than the list each draws its own others.
-    folds: for training lists, of the users; 0: the counts of a list leave out its own user's later items alone.
+    folds: of the users, for training lists; 0: the counts of a list leave out its own user's later items alone.
     seed: of all draws.
   """
 
@@ -47,7 +47,7 @@ class ListOptions:
   least_history: int = 1
   places_a_user: int = 0
   draws: int = 1
-  folds: int = 0
+  folds: int = 5
   seed: int = 0
 
   def __post_init__(self):

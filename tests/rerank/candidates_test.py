@@ -35,7 +35,7 @@ def expected_pools(parts, split, size):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_natural_list_is_the_retrievers_first_where_it_holds_the_target(parts, split):
-  lists = make_lists(parts, split, RETRIEVER, ListOptions(size=4, pool=4))
+  lists = make_lists(parts, split, RETRIEVER, ListOptions(size=4, pool=4, folds=0))
   histories, users = parts.shop.histories, parts.shop.users
   pools = list(expected_pools(parts, split, 4))
   expected = [
@@ -52,7 +52,7 @@ def test_the_natural_list_is_the_retrievers_first_where_it_holds_the_target(part
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_drawn_list_has_the_target_and_others_of_the_pool_in_its_order(parts, split):
-  options = ListOptions(size=4, pool=9, draws=3, seed=11)
+  options = ListOptions(size=4, pool=9, draws=3, seed=11, folds=0)
   lists = make_lists(parts, split, RETRIEVER, options)
   pools = {
     (parts.shop.users[user], parts.shop.histories[user][:place]): pool
@@ -71,13 +71,13 @@ def test_a_drawn_list_has_the_target_and_others_of_the_pool_in_its_order(parts, 
   assert again == lists
   if split == "train":
     assert len({task.candidates for task in lists.tasks}) > 1.5 * lists.found  # each draw has its own others
-  other = make_lists(parts, split, RETRIEVER, ListOptions(size=4, pool=9, draws=3, seed=12))
+  other = make_lists(parts, split, RETRIEVER, ListOptions(size=4, pool=9, draws=3, seed=12, folds=0))
   assert other != lists
 
 
 def test_held_out_users_are_learned_from_and_never_measured(parts):
   held_out = set(parts.shop.users[:10])
-  options = ListOptions(size=8, pool=15)
+  options = ListOptions(size=8, pool=15, folds=0)
   for split in ("valid", "test"):
     assert held_out.isdisjoint(task.user for task in make_lists(parts, split, RETRIEVER, options).tasks)
   assert held_out & {task.user for task in make_lists(parts, "train", RETRIEVER, options).tasks}
@@ -85,7 +85,7 @@ def test_held_out_users_are_learned_from_and_never_measured(parts):
 
 def test_evidence_is_of_the_splits_own_counts(parts):
   for split in SPLITS:
-    lists = make_lists(parts, split, RETRIEVER, ListOptions(size=6, pool=6), last=2)
+    lists = make_lists(parts, split, RETRIEVER, ListOptions(size=6, pool=6, folds=0), last=2)
     for task in lists.tasks[:20]:
       user = parts.shop.users.index(task.user)
       known = shops.as_known(parts.known(split), user, len(task.history))
@@ -102,7 +102,7 @@ def test_which_others_are_drawn_does_not_tell_the_target():
   items = shops.random_shop(np.random.default_rng(), items=pool + 1, longest=pool + 1).items
   shop = Shop("s", items, names, histories, "")
   whole = leave_one_out(Shop(shop.name, shop.items, names, tuple((0, 0, *own) for own in histories), ""))
-  lists = make_lists(whole, "test", RETRIEVER, ListOptions(size=3, pool=pool, seed=1))
+  lists = make_lists(whole, "test", RETRIEVER, ListOptions(size=3, pool=pool, seed=1, folds=0))
   seen = Counter((task.target, frozenset(task.candidates)) for task in lists.tasks)
   assert len(seen) == 5 * 6  # 4 choose 2 sets for each target
   assert max(abs(count - 400 / 6) for count in seen.values()) < 5 * np.sqrt(400 / 6)
@@ -160,8 +160,8 @@ def test_folds_do_not_show_a_target_by_what_it_lacks():
 
 
 def test_places_of_a_user_are_drawn(parts):
-  options = ListOptions(size=10, pool=20, places_a_user=2, seed=4)
-  every = make_lists(parts, "train", RETRIEVER, ListOptions(size=10, pool=20, seed=4))
+  options = ListOptions(size=10, pool=20, places_a_user=2, seed=4, folds=0)
+  every = make_lists(parts, "train", RETRIEVER, ListOptions(size=10, pool=20, seed=4, folds=0))
   some = make_lists(parts, "train", RETRIEVER, options)
   count = np.maximum(parts.train_lengths - 1, 0)
   assert (every.asked, some.asked) == (count.sum(), np.minimum(count, 2).sum())
@@ -179,7 +179,7 @@ def test_what_goes_wrong_is_said(parts):
     with pytest.raises(ValueError, match=message):
       ListOptions(**options)
   with pytest.raises(ValueError, match="too few items for lists of 28"):
-    make_lists(parts, "test", RETRIEVER, ListOptions(size=28, pool=28))
+    make_lists(parts, "test", RETRIEVER, ListOptions(size=28, pool=28, folds=0))
   with pytest.raises(ValueError, match="split is one of train, valid, test"):
     make_lists(parts, "dev", RETRIEVER)
   with pytest.raises(ValueError, match="names a candidate twice"):
