@@ -3,10 +3,12 @@
 build    --out=FILE.npz with --corpus=pydocs|folder|nq320k|msmarco [--path=DIR] and --vectors=lsa|minilm|FILE.npy, or
          with a .npy alone (its documents are called 0, 1, 2 ...); --method, --levels, --codes, --collisions, --control
          and --seed say how. --quantizer=FILE.npz gives codes by the quantiser of an index that exists.
-         The items of a shop are a corpus too: --corpus=amazon_beauty|interactions --path=DIR.
+         The items of a shop are a corpus too: --corpus=amazon_beauty|interactions --path=DIR, or --corpus=made_up with
+         its options as the path (users=2000,seed=1).
 inspect  --index=FILE.npz: utilisation, perplexity, collisions, reconstruction error.
 import   --json=FILE --out=FILE.npz: a published index, {"item": ["<a_1>", "<b_2>", ...], ...}. With --corpus and --path
-         its items are places in that corpus, from 0, and get their documents' names.
+         its items are places in that corpus, from 0, and get their documents' names. --collisions=random|extra_level
+         tells apart what the index gives the same codes.
 
 All three draw with --picture=FILE.png and write the published form with --export=FILE.json. The trainer takes the file:
 `--config.docid=codes --config.docid_index=FILE.npz`.
@@ -26,7 +28,7 @@ from diffgr_jax.data.msmarco.reader import PARTS
 from diffgr_jax.data.records import Document
 from diffgr_jax.docid.build import METHODS, RANDOM, BuildOptions, build_index, reusable_quantizer
 from diffgr_jax.docid.code_report import level_uses
-from diffgr_jax.docid.codes import CodeIndex, export_json, import_json, named_by_place
+from diffgr_jax.docid.codes import CodeIndex, export_json, import_json, named_by_place, told_apart
 from diffgr_jax.docid.collisions import RULES
 from diffgr_jax.docid.controls import CONTROLS
 from diffgr_jax.docid.rqvae import ESTIMATORS, RqvaeOptions
@@ -55,7 +57,9 @@ _WIDTH = flags.DEFINE_integer("width", 256, "build: of lsa's vectors, at most", 
 _METHOD = flags.DEFINE_enum("method", METHODS[0], METHODS, "build: how codes are made")
 _LEVELS = flags.DEFINE_integer("levels", 4, "build: codes of a document", lower_bound=1)
 _CODES = flags.DEFINE_integer("codes", 256, "build: codes of a level", lower_bound=1)
-_COLLISIONS = flags.DEFINE_enum("collisions", None, RULES, "build: how equal codes are told apart; default: optimal")
+_COLLISIONS = flags.DEFINE_enum(
+  "collisions", None, RULES, "build, import: how equal codes are told apart; default: optimal, and none of an import"
+)
 _CONTROL = flags.DEFINE_enum("control", "none", CONTROLS, "build: spoil the codes on purpose")
 _SEED = flags.DEFINE_integer("seed", 0, "build: of every draw")
 _ITERATIONS = flags.DEFINE_integer("iterations", 20, "build: k-means steps a level, at most", lower_bound=1)
@@ -80,7 +84,7 @@ _TAKES = {
     "on_bad_row", "words", "limit", "part", "category",
   },
   "inspect": {"vectors"},
-  "import": {"corpus", "path", "data_dir", "on_bad_row", "words", "limit", "part", "category"},
+  "import": {"corpus", "path", "data_dir", "on_bad_row", "words", "limit", "part", "category", "collisions", "seed"},
 }  # fmt: skip
 
 
@@ -93,6 +97,7 @@ def main(argv) -> None:
     index, vectors = import_json(_JSON.value or ""), None
     if _CORPUS.value is not None:
       index = named_by_place(index, _documents(_CORPUS.value), _JSON.value or "")
+    index = told_apart(index, _COLLISIONS.value or "none", _SEED.value)
   else:
     index = CodeIndex.load(_INDEX.value or "")
     vectors = _own_vectors(index)

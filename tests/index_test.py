@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 
+from diffgr_jax.data.interactions.shop import load_shop
 from diffgr_jax.docid.codes import CodeIndex
+from diffgr_jax.rerank.semantic_ids import item_codes
 
 SMALL = [
   "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=2", "--config.d_ff=16",
@@ -30,7 +32,7 @@ MISTAKES = [
   (["build", "--out=/tmp/x.json"], "ends in .npz"),
   (
     ["build", "--out=/tmp/x.npz"],
-    "--corpus is one of pydocs, folder, nq320k, msmarco, amazon_beauty, interactions; only --vectors=FILE.npy",
+    "--corpus is one of pydocs, folder, nq320k, msmarco, amazon_beauty, interactions, made_up; only --vectors=FILE.npy",
   ),
   (["build", "--out=/tmp/x.npz", "--corpus=nq320k", "--path=x"], "--data_dir says where the built nq320k is kept"),
   (["inspect", "--index=/no/such.npz"], "No such file"),
@@ -118,6 +120,31 @@ def test_items_of_a_shop_are_documents(tmp_path):
   taken = CodeIndex.load(tmp_path / "p.npz")
   assert (taken.doc_ids, taken.titles) == (built.doc_ids, built.titles)
   np.testing.assert_array_equal(taken.codes, built.codes)
+
+
+def test_what_a_published_index_gives_the_same_codes_is_told_apart(tmp_path):
+  codes = {f"i{row}": ["<a_1>", f"<b_{row % 3}>", f"<c_{row % 2}>"] for row in range(12)}
+  codes["z"] = ["<a_0>", "<b_0>", "<c_6>"]
+  (tmp_path / "p.json").write_text(json.dumps(codes))
+  done = run("index", "import", f"--json={tmp_path}/p.json", "--collisions=random", f"--out={tmp_path}/p.npz")
+  assert done.returncode == 0, done.stderr
+  assert "documents in collision: 12 before, 0 after" in done.stdout
+  taken = CodeIndex.load(tmp_path / "p.npz")
+  assert len(np.unique(taken.codes, axis=0)) == 13
+  assert taken.codes[:, :2].tolist() == [[int(token[3:-1]) for token in row[:2]] for row in codes.values()]
+  assert taken.level_sizes == (2, 3, 7)
+
+
+def test_the_made_up_shop_is_a_corpus(tmp_path):
+  shop = ["--corpus=made_up", "--path=users=3,categories=6,seed=2"]
+  done = run(
+    "index", "build", *shop, "--method=rqvae", "--steps=20", "--codes=16", "--latent=8", "--collisions=random",
+    f"--out={tmp_path}/i.npz",
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  built, made = CodeIndex.load(tmp_path / "i.npz"), load_shop("made_up", path=shop[1].removeprefix("--path="))
+  assert len(np.unique(item_codes(built, made, "i.npz"), axis=0)) == len(made.items) == 120
+  assert built.titles == tuple(item.title for item in made.items)
 
 
 def test_a_run_trains_on_the_codes_and_is_evaluated_like_titles(built, corpus_folder, tmp_path):

@@ -26,6 +26,7 @@ import numpy as np
 
 from diffgr_jax.data.records import Document
 from diffgr_jax.data.vocab import Vocabulary
+from diffgr_jax.docid.collisions import in_collision, resolve
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.product_quantizer import ProductQuantizer
 from diffgr_jax.docid.quantizer import Quantizer
@@ -86,7 +87,7 @@ class CodeIndex:
         archive.writestr(f"{name}.json", json.dumps(value, ensure_ascii=False))
       for name, array in {"codes": self.codes, **{f"q_{key}": value for key, value in arrays.items()}}.items():
         with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-          np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+          np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
     partial.replace(path)
 
   @classmethod
@@ -181,13 +182,15 @@ def level_name(level: int) -> str:
   return name
 
 
+def published_tokens(codes: Int[np.ndarray, "N L"]) -> list[list[str]]:
+  """Every document's codes as ["<a_1>", "<b_2>", ...]."""
+  letters = [level_name(level) for level in range(codes.shape[1])]
+  return [[f"<{letter}_{code}>" for letter, code in zip(letters, row, strict=True)] for row in codes.tolist()]
+
+
 def export_json(index: CodeIndex, path: str | Path) -> None:
   """Writes {"item": ["<a_1>", "<b_2>", ...], ...}."""
-  letters = [level_name(level) for level in range(index.levels)]
-  rows = {
-    doc_id: [f"<{letter}_{code}>" for letter, code in zip(letters, row, strict=True)]
-    for doc_id, row in zip(index.doc_ids, index.codes.tolist(), strict=True)
-  }
+  rows = dict(zip(index.doc_ids, published_tokens(index.codes), strict=True))
   Path(path).write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
 
 
@@ -239,6 +242,23 @@ def named_by_place(index: CodeIndex, documents: Sequence[Document], name: str) -
     doc_ids=tuple(document.doc_id for document in documents),
     titles=tuple(document.title for document in documents),
   )
+
+
+def told_apart(index: CodeIndex, rule: str, seed: int = 0) -> CodeIndex:
+  """An imported index in which documents with the same codes are told apart; its settings say how many there were.
+
+  Args:
+    index: without a quantiser.
+    rule: none, extra_level or random (collisions.py).
+    seed: of the random draws.
+
+  Raises:
+    ValueError: `optimal`, which needs a quantiser, or more documents behind a prefix than the last level has codes.
+  """
+  codes, sizes = resolve(rule, index.codes, index.level_sizes, seed=seed)
+  measured = {"in_collision_before": in_collision(index.codes), "in_collision": in_collision(codes)}
+  settings = index.settings | {"build": {"collisions": rule, "seed": seed}, "measured": measured}
+  return dataclasses.replace(index, codes=codes, level_sizes=sizes, settings=settings)
 
 
 def _read_codes(tokens: Any, where: str) -> list[int]:

@@ -31,6 +31,11 @@ def in_collision(codes: Int[np.ndarray, "N L"]) -> int:
   return int(count[count > 1].sum())
 
 
+def unique_share(codes: Int[np.ndarray, "N L"]) -> float:
+  """The share of documents whose codes no other document has."""
+  return 1.0 - in_collision(codes) / len(codes)
+
+
 def resolve(
   rule: str,
   codes: Int[np.ndarray, "N L"],

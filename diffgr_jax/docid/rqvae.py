@@ -130,7 +130,8 @@ class Rqvae:
       {name: arrays[f"{part}_{n}_{name}"] for name in ("kernel", "bias")}
       for n in range(sum(key.startswith(part) and key.endswith("kernel") for key in arrays))
     )
-    return cls(arrays["codebooks"], layers("encoder"), layers("decoder"), arrays["mean"], arrays["scale"])
+    scale = arrays["scale"].reshape(())  # older files hold it as [1]
+    return cls(arrays["codebooks"], layers("encoder"), layers("decoder"), arrays["mean"], scale)
 
 
 @struct.dataclass

@@ -3,7 +3,8 @@
     candidate --features_of--> its place with the retriever, its evidence, and the same beside the list's best
     training lists --fit--> trees, each setting stopped early on valid; the setting best on valid is kept
 
-The features know no item: nothing that is learned of one item's id or title, only what its evidence counts.
+The features know no item: nothing that is learned of one item's id or title, only what its evidence counts. With
+`worded` they read no more of the evidence than a prompt says: the bucket of each number (rerank/wording.py).
 """
 
 from collections.abc import Sequence
@@ -18,13 +19,22 @@ import numpy as np
 
 from diffgr_jax.evaluation.rerank import order_by_scores, ranking_metrics
 from diffgr_jax.rerank.records import RankingTask
+from diffgr_jax.rerank.wording import COUNTS, POPULARITIES, SIMILARITIES
 
 FEATURES = (
   "place", "followed", "preceded", "supporters", "age of the first supporter", "age of the latest supporter",
   "popularity", "same brand", "same category", "similarity", "history",
+  "followed last", "directly", "directly last",
 )  # fmt: skip
-_RELATIVE = ("followed", "preceded", "supporters", "popularity", "same brand", "same category", "similarity")
-SETTINGS = {"num_leaves": (7, 15, 31), "min_data_in_leaf": (20, 100), "learning_rate": (0.05,)}
+_WORDED = {
+  "followed": COUNTS, "preceded": COUNTS, "popularity": POPULARITIES, "same brand": COUNTS, "same category": COUNTS,
+  "similarity": SIMILARITIES, "followed last": COUNTS, "directly": COUNTS, "directly last": COUNTS,
+}  # fmt: skip
+_RELATIVE = (
+  "followed", "preceded", "supporters", "popularity", "same brand", "same category", "similarity", "followed last",
+  "directly", "directly last",
+)  # fmt: skip
+SETTINGS = {"num_leaves": (7, 15, 31), "min_data_in_leaf": (100,), "learning_rate": (0.05,)}
 _ROUNDS, _PATIENCE = 1000, 50
 _CHOSEN_BY = "NDCG@3"
 
@@ -36,17 +46,23 @@ class Trees:
   booster: lightgbm.Booster
   settings: dict[str, Any]
   tried: list[dict[str, Any]]
+  worded: bool = False
 
   def rank(self, tasks: Sequence[RankingTask]) -> list[tuple[int, ...]]:
     """Each list's candidates, best first."""
-    features = [features_of(task) for task in tasks]
+    features = [features_of(task, self.worded) for task in tasks]
     scores = np.asarray(self.booster.predict(np.concatenate(features)))
     ends = np.cumsum([len(own) for own in features])[:-1]
     return order_by_scores(tasks, np.split(scores, ends))
 
 
 def fit_trees(
-  train: Sequence[RankingTask], valid: Sequence[RankingTask], seed: int = 0, settings: dict[str, tuple] | None = None
+  train: Sequence[RankingTask],
+  valid: Sequence[RankingTask],
+  seed: int = 0,
+  settings: dict[str, tuple] | None = None,
+  *,
+  worded: bool = False,
 ) -> Trees:
   """Fits trees of every setting on the training lists and keeps those with the best NDCG@3 on valid.
 
@@ -55,6 +71,7 @@ def fit_trees(
     valid: lists that decide when to stop, and which setting is kept.
     seed: of LightGBM.
     settings: values of LightGBM's parameters to try in all combinations; None: `SETTINGS`.
+    worded: whether the features are the evidence as a prompt words it.
 
   Raises:
     ValueError: no lists to learn from or to choose by.
@@ -62,8 +79,8 @@ def fit_trees(
   if not train or not valid:
     raise ValueError(f"trees need lists to learn from and to choose by, not {len(train)} and {len(valid)}")
   grid = SETTINGS if settings is None else settings
-  learned = _dataset(train, seed)
-  chosen = _dataset(valid, seed, reference=learned)
+  learned = _dataset(train, seed, worded)
+  chosen = _dataset(valid, seed, worded, reference=learned)
   best: Trees | None = None
   reached, tried = -1.0, []
   for values in itertools.product(*grid.values()):
@@ -75,7 +92,7 @@ def fit_trees(
       valid_sets=[chosen],
       callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)],
     )
-    trees = Trees(booster, own | {"trees": booster.best_iteration}, tried)
+    trees = Trees(booster, own | {"trees": booster.best_iteration}, tried, worded)
     figure = float(ranking_metrics(trees.rank(valid), valid)[_CHOSEN_BY].mean())
     tried.append(trees.settings | {f"valid {_CHOSEN_BY}": figure})
     if figure > reached:
@@ -84,8 +101,13 @@ def fit_trees(
   return best
 
 
-def features_of(task: RankingTask) -> Float[np.ndarray, "K F"]:
-  """What is known of each candidate of a list, and, for counts, how far it lies below the list's greatest."""
+def features_of(task: RankingTask, worded: bool = False) -> Float[np.ndarray, "K F"]:
+  """What is known of each candidate of a list, and, for counts, how far it lies below the list's greatest.
+
+  Args:
+    task: a list with its evidence.
+    worded: whether numbers of the evidence are those of their buckets.
+  """
   age = {item: len(task.history) - 1 - at for at, item in enumerate(task.history)}  # 0: the last item
   never = float(len(task.history))
   rows = []
@@ -95,15 +117,21 @@ def features_of(task: RankingTask) -> Float[np.ndarray, "K F"]:
       (
         place, own.followed, own.preceded, len(own.supporters), ages[0] if ages else never, min(ages, default=never),
         own.popularity, own.same_brand, own.same_category, own.similarity, len(task.history),
+        own.followed_last, own.directly, own.directly_last,
       )
     )  # fmt: skip
   features = np.array(rows, np.float64)
+  for name, buckets in _WORDED.items() if worded else ():
+    column = FEATURES.index(name)
+    features[:, column] = [buckets.number(value) for value in features[:, column].tolist()]
   relative = features[:, [FEATURES.index(name) for name in _RELATIVE]]
   return np.concatenate([features, relative.max(axis=0) - relative], axis=1)
 
 
-def _dataset(tasks: Sequence[RankingTask], seed: int, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
-  features = np.concatenate([features_of(task) for task in tasks])
+def _dataset(
+  tasks: Sequence[RankingTask], seed: int, worded: bool, reference: lightgbm.Dataset | None = None
+) -> lightgbm.Dataset:
+  features = np.concatenate([features_of(task, worded) for task in tasks])
   taken = np.concatenate([np.array(task.candidates) == task.target for task in tasks]).astype(np.int32)
   names = [*FEATURES, *(f"{name} below the best" for name in _RELATIVE)]
   sizes = [len(task.candidates) for task in tasks]

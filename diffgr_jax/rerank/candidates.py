@@ -8,15 +8,20 @@ the ten the target is. So a list says no more about its target than its items sa
 
 A user may give several training lists, one for each place of his training part, and `draws` of each place. The lists of
 valid and test are one a user. Lists of users who are held out are never made for valid and test (splits.py).
+
+What is counted for a training list leaves out its user's target and later items. That alone is no leak in one list, but
+over many lists it is: an item that 137 users took shows 136 where it is the target and 137 elsewhere, and a model that
+knows the item by any of its traits learns to take what has one less. With `folds` the users are parted at random, and
+the lists of a fold are made from counts over the users of the other folds: all of a fold's lists show one number.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Int, Shaped
 import numpy as np
 
-from diffgr_jax.rerank.counts import History, count_covisits
+from diffgr_jax.rerank.counts import History
 from diffgr_jax.rerank.evidence import EvidenceSource
 from diffgr_jax.rerank.records import RankingTask
 from diffgr_jax.rerank.retrievers import Requests, Retriever
@@ -33,6 +38,7 @@ class ListOptions:
     least_history: items before a target, at least.
     places_a_user: of a user's training part, drawn; 0: all.
     draws: training lists of one place; with a pool larger than the list each draws its own others.
+    folds: of the users, for training lists; 0: the counts of a list leave out its own user's later items alone.
     seed: of all draws.
   """
 
@@ -41,6 +47,7 @@ class ListOptions:
   least_history: int = 1
   places_a_user: int = 0
   draws: int = 1
+  folds: int = 5
   seed: int = 0
 
   def __post_init__(self):
@@ -51,6 +58,8 @@ class ListOptions:
         f"least_history and draws are 1 or more and places_a_user 0 or more, not {self.least_history}, {self.draws},"
         f" {self.places_a_user}"
       )
+    if self.folds < 0 or self.folds == 1:
+      raise ValueError(f"folds is 0, or 2 or more: others have to be left to count, not {self.folds}")
     if self.draws > 1 and self.pool == self.size:
       raise ValueError(f"draws is {self.draws}, but a pool of {self.pool} for {self.size} candidates gives one list")
 
@@ -93,11 +102,46 @@ def make_lists(
   Raises:
     ValueError: an unknown split, or a shop with fewer items than a list needs.
   """
-  histories, items = parts.shop.histories, parts.shop.items
   users, places = parts.targets(split, options.least_history)
   if split == "train" and options.places_a_user:
     users, places = _some_places(users, places, options)
+  made: list[tuple[int, RankingTask]] = []
+  for known, rows in _counted_for(parts, split, users, options):
+    own = _lists_from(parts, known, users[rows], places[rows], make_retriever, options, split, vectors, last)
+    made += [(int(rows[at]), task) for at, task in own]
+  made.sort(key=lambda pair: pair[0])  # stable: the draws of one place stay in their order
+  found = len(made) // (options.draws if split == "train" else 1)
+  return Lists([task for _, task in made], len(users), found)
+
+
+def _counted_for(
+  parts: LeaveOneOut, split: str, users: Int[np.ndarray, "P"], options: ListOptions
+) -> Iterator[tuple[tuple[History, ...], Int[np.ndarray, "_"]]]:
+  """The histories to be counted, and for which of the places; a user who is not counted has an empty one."""
   known = parts.known(split)
+  if split != "train" or not options.folds:
+    yield known, np.arange(len(users))
+    return
+  fold = np.random.default_rng(options.seed).permutation(len(known)) % options.folds
+  for number in range(options.folds):
+    rows = np.flatnonzero(fold[users] == number)
+    if len(rows):
+      yield tuple(() if own == number else history for own, history in zip(fold, known, strict=True)), rows
+
+
+def _lists_from(
+  parts: LeaveOneOut,
+  known: Sequence[History],
+  users: Int[np.ndarray, "P"],
+  places: Int[np.ndarray, "P"],
+  make_retriever: Callable[[Sequence[History], int], Retriever],
+  options: ListOptions,
+  split: str,
+  vectors: Shaped[np.ndarray, "N D"] | None,
+  last: int,
+) -> Iterator[tuple[int, RankingTask]]:
+  """The lists of places, from one set of counts, each with the row of its place."""
+  histories, items = parts.shop.histories, parts.shop.items
   ranked = make_retriever(known, len(items)).rank(Requests(histories, users, places), options.pool)
   if (ranked[:, : options.size] < 0).any():
     raise ValueError(f"{parts.shop.name} has too few items for lists of {options.size} that leave out the history")
@@ -109,12 +153,12 @@ def make_lists(
   for at, (r, own, number) in enumerate(zip(row, rank, draw, strict=True)):
     candidates[at] = _draw(ranked[r], int(own), (int(users[r]), int(places[r]), int(number)), options)
   requests = Requests(histories, users[row], places[row])
-  gathered = EvidenceSource(items, count_covisits(known, len(items)), vectors, last).gather(requests, candidates)
-  tasks = [
-    RankingTask(parts.shop.users[int(users[r])], requests.history(at), tuple(own), int(targets[r]), speaks)
-    for at, (r, own, speaks) in enumerate(zip(row, candidates.tolist(), gathered, strict=True))
-  ]
-  return Lists(tasks, len(users), len(row) // draws)
+  gathered = EvidenceSource.counting(items, known, vectors, last).gather(requests, candidates)
+  for at, (r, own, speaks) in enumerate(zip(row, candidates.tolist(), gathered, strict=True)):
+    yield (
+      int(r),
+      RankingTask(parts.shop.users[int(users[r])], requests.history(at), tuple(own), int(targets[r]), speaks),
+    )
 
 
 def _draw(

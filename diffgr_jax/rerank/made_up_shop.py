@@ -164,6 +164,26 @@ class Law:
     return np.stack([self.posterior(task.history, task.candidates) for task in tasks])
 
 
+def read_options(text: str) -> MadeUpOptions:
+  """Reads `key=value,key=value`; the keys are the fields of MadeUpOptions.
+
+  Raises:
+    ValueError: an unknown key, or a value that is no number or not one that the field may have.
+  """
+  kinds = {name: type(value) for name, value in dataclasses.asdict(MadeUpOptions()).items()}
+  values: dict[str, int | float] = {}
+  for part in filter(None, text.split(",")):
+    key, _, value = part.partition("=")
+    if key not in kinds:
+      raise ValueError(f"a made-up shop takes key=value,key=value with the keys {', '.join(kinds)}; got {part!r}")
+    try:
+      values[key] = kinds[key](value)
+    except ValueError:
+      kind = "whole number" if kinds[key] is int else "number"
+      raise ValueError(f"{key} of a made-up shop is a {kind}, not {value!r}") from None
+  return MadeUpOptions(**values)  # pyright: ignore[reportArgumentType]
+
+
 def make_shop(options: MadeUpOptions = MadeUpOptions()) -> tuple[Shop, Law]:  # noqa: B008 (frozen)
   """Makes a shop and the law that its users follow. Equal options give equal shops."""
   rng = np.random.default_rng(options.seed)

@@ -70,6 +70,8 @@ FULL_WORDING = Wording(
   separator="; ",
   labels=Labels(
     title="title: ", brand="brand: ", category="category: ", followed="taken after the last items: ",
+    followed_last="of these after the very last: ", directly="taken as the next after them: ",
+    directly_last="as the next after the very last: ",
     preceded="taken before them: ", supporters="taken together with: ", popularity="popularity: ",
     same_brand="of its brand in the history: ", same_category="of its category in the history: ",
     similarity="content: ",
@@ -86,7 +88,8 @@ COMPACT_WORDING = Wording(
   after_item=" ",
   separator=" ",
   labels=Labels(
-    title="", brand="", category="", followed="after ", preceded="before ", supporters="with ", popularity="",
+    title="", brand="", category="", followed="after ", followed_last="last ", directly="next ",
+    directly_last="then ", preceded="before ", supporters="with ", popularity="",
     same_brand="brand ", same_category="kind ", similarity="",
   ),
   names_supporters=False,

@@ -59,6 +59,9 @@ class Evidence:
     same_brand: items of the history that have its brand.
     same_category: items of the history that have its most special category.
     similarity: cosine of its content with the mean of the last items' content; 0.0 where there are no vectors.
+    followed_last: of `followed`, the times after the history's last item.
+    directly: times that it was taken as the very next after one of the last items, over users.
+    directly_last: of `directly`, the times after the history's last item.
   """
 
   followed: int
@@ -68,6 +71,9 @@ class Evidence:
   same_brand: int
   same_category: int
   similarity: float
+  followed_last: int = 0
+  directly: int = 0
+  directly_last: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,15 @@
     popularity         users who took the item
     markov             users who took it right after the history's last item
     covisitation       over the last five items i_1 (the last), i_2, ...:
-                       sum_k decay^(k-1) * (forward * followed[i_k, j] + backward * followed[j, i_k]) * takers[j]^power
+                       sum_k decay^(k-1) * (forward * followed[i_k, j] + backward * followed[j, i_k]) * takers[j]^power,
+                       where a user who took j n places after i counts fade^(n-1)
     symmetric          the same with forward = backward
     ModelRetriever     any function of histories that scores every item, such as one-pass scoring over semantic IDs
 
 Items of the history are never listed. Lists that are too short are filled with the most popular items.
 
 No leak: what a user's items from the target's place on have added to the counts is taken out before his list is made
-(counts.py). Weights are rounded to 2^-16 first, so that float64 sums are exact and nothing is left of what is taken
+(counts.py). Weights are rounded to 1/1024 first, so that float64 sums are exact and nothing is left of what is taken
 out.
 
 No tie is broken by an item's number, which says when it came to the shop: of equal scores the one that a seeded
@@ -27,11 +28,11 @@ import numpy as np
 from scipy import sparse
 from tqdm import tqdm
 
-from diffgr_jax.rerank.counts import CoVisits, History, count_covisits
+from diffgr_jax.rerank.counts import CoVisits, History, count_covisits, rounded
 
 QUIET_SECONDS = 5.0  # before a progress bar appears
+FADE = 0.8  # of pairs of items, by the places between them
 _BATCH = 1024  # lists whose scores are held at a time
-_GRID = 2.0**16  # weights are multiples of 1 / it: products with counts below 2^21 are exact in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class CoVisitation:
   forward: float = 1.0
   backward: float = 0.3
   decay: float = 0.6
-  power: float = 0.15
+  power: float = -0.15  # what everybody takes is taken after anything
   seed: int = 0
 
   def __post_init__(self):
@@ -92,7 +93,7 @@ class CoVisitation:
   def _strength(self) -> sparse.csr_array:
     """[i, j]: what item i in the history says for j."""
     followed = self.counts.followed.astype(np.float64)
-    return (followed * _rounded(self.forward) + followed.T * _rounded(self.backward)).tocsr()
+    return (followed * rounded(self.forward) + followed.T * rounded(self.backward)).tocsr()
 
   @functools.cached_property
   def _order(self) -> Int[np.ndarray, "N"]:
@@ -130,10 +131,10 @@ class CoVisitation:
       items += recent.keys()
       weights += recent.values()
       user, place = int(requests.users[row]), int(requests.places[row])
-      for before, after in self.counts.lost_pairs(user, place, recent):
+      for (before, after), count in self.counts.lost_pairs(user, place, recent).items():
         for here, other, weight in ((before, after, self.forward), (after, before, self.backward)):
           if here in recent:
-            for into, value in zip(lost, (row, other, recent[here] * _rounded(weight)), strict=True):
+            for into, value in zip(lost, (row, other, recent[here] * rounded(weight) * count), strict=True):
               into.append(value)
     chosen = sparse.coo_array((np.array(weights, np.float64), (np.array(rows, int), np.array(items, int))), shape=shape)
     taken_out = sparse.coo_array(
@@ -147,7 +148,7 @@ class CoVisitation:
     """The last items and their weights; one that stands there twice has the sum."""
     weights: dict[int, float] = {}
     for age, item in enumerate(reversed(history[-self.last :] if self.last else ())):
-      weights[item] = weights.get(item, 0.0) + _rounded(self.decay**age)
+      weights[item] = weights.get(item, 0.0) + rounded(self.decay**age)
     return weights
 
   def _best(
@@ -179,14 +180,16 @@ class CoVisitation:
     return np.pad(best, (0, k - len(best)), constant_values=-1)
 
 
-def covisitation(histories: Sequence[History], num_items: int, **options: int | float) -> CoVisitation:
+def covisitation(
+  histories: Sequence[History], num_items: int, *, fade: float = FADE, **options: int | float
+) -> CoVisitation:
   """Directional co-visitation; `options` are the fields of CoVisitation."""
-  return CoVisitation("co-visitation", count_covisits(histories, num_items), **options)  # pyright: ignore
+  return CoVisitation("co-visitation", count_covisits(histories, num_items, fade=fade), **options)  # pyright: ignore
 
 
-def symmetric(histories: Sequence[History], num_items: int, *, seed: int = 0) -> CoVisitation:
+def symmetric(histories: Sequence[History], num_items: int, *, fade: float = FADE, seed: int = 0) -> CoVisitation:
   """Co-visitation that does not ask what came first."""
-  counts = count_covisits(histories, num_items)
+  counts = count_covisits(histories, num_items, fade=fade)
   return CoVisitation("symmetric co-visitation", counts, forward=1.0, backward=1.0, seed=seed)
 
 
@@ -238,7 +241,3 @@ def first_of(
     enough = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
     items, scores = items[enough], scores[enough]
   return items[np.lexsort((order[items], -scores))[:k]].astype(np.int64)
-
-
-def _rounded(weight: float) -> float:
-  return round(weight * _GRID) / _GRID

@@ -18,6 +18,11 @@ from typing import TypeVar
 
 from diffgr_jax.rerank.records import Evidence, Item
 
+# In the order in which they are written.
+_FIELDS = (
+  "followed", "followed_last", "directly", "directly_last", "preceded", "supporters", "popularity", "same_brand",
+  "same_category", "similarity",
+)  # fmt: skip
 Content = str | int  # text as it is to stand, or an item as its position in the shop's items
 _T = TypeVar("_T")
 
@@ -35,8 +40,12 @@ class Buckets:
     if len(self.words) != len(self.bounds) + 1 or sorted(self.bounds) != list(self.bounds):
       raise ValueError(f"{len(self.bounds)} rising bounds part {len(self.bounds) + 1} words; got {self}")
 
+  def number(self, value: int | float) -> int:
+    """Which range a value lies in, from 0."""
+    return bisect_right(self.bounds, value)
+
   def word(self, value: int | float) -> str:
-    return self.words[bisect_right(self.bounds, value)]
+    return self.words[self.number(value)]
 
 
 COUNTS = Buckets((1, 2, 3, 5, 10, 20), ("", "one", "two", "few", "some", "many", "most"))
@@ -52,6 +61,9 @@ class Labels:
   brand: str
   category: str
   followed: str
+  followed_last: str
+  directly: str
+  directly_last: str
   preceded: str
   supporters: str
   popularity: str
@@ -103,6 +115,9 @@ def evidence_words(evidence: Evidence) -> dict[str, str]:
   """The word of each number of the evidence that says something, by the field's name."""
   words = {
     "followed": COUNTS.word(evidence.followed),
+    "followed_last": COUNTS.word(evidence.followed_last),
+    "directly": COUNTS.word(evidence.directly),
+    "directly_last": COUNTS.word(evidence.directly_last),
     "preceded": COUNTS.word(evidence.preceded),
     "popularity": POPULARITIES.word(evidence.popularity),
     "same_brand": COUNTS.word(evidence.same_brand),
@@ -128,7 +143,7 @@ def describe_evidence(
   """
   words = evidence_words(evidence)
   parts: list[tuple[Content, ...]] = []
-  for field in ("followed", "preceded", "supporters", "popularity", "same_brand", "same_category", "similarity"):
+  for field in _FIELDS:
     if field == "supporters" and supporters:
       named: list[Content] = list(supporters)
       parts.append((labels.supporters, *interleave(named, " ")))

@@ -14,7 +14,7 @@ def test_evidence_is_that_of_a_world_without_the_users_later_items(repeats):
   rng = np.random.default_rng()
   shop = shops.random_shop(rng, users=9, items=12, repeats=repeats, longest=8)
   vectors = rng.normal(size=(12, 5)).astype(np.float16)
-  source = EvidenceSource(shop.items, count_covisits(shop.histories, 12), vectors, last=3)
+  source = EvidenceSource.counting(shop.items, shop.histories, vectors, last=3)
   where = [(user, place) for user, own in enumerate(shop.histories) for place in range(1, len(own))]
   users, places = np.array(where).T
   candidates = np.stack([rng.choice(12, 6, replace=False) for _ in where])
@@ -26,6 +26,9 @@ def test_evidence_is_that_of_a_world_without_the_users_later_items(repeats):
       after = [shops.followed(known, item, candidate) for item in recent]
       before = [shops.followed(known, candidate, item) for item in recent]
       assert (found.followed, found.preceded) == (sum(after), sum(before))
+      assert found.followed_last == shops.followed(known, recent[0], candidate)
+      assert found.directly == sum(shops.followed(known, item, candidate, window=1) for item in recent)
+      assert found.directly_last == shops.followed(known, recent[0], candidate, window=1)
       assert found.popularity == shops.takers(known, candidate)
       together = {item: a + b for item, a, b in zip(recent, after, before, strict=True) if a + b}
       assert list(found.supporters) == sorted(together, key=lambda item: -together[item])  # sorted is stable
@@ -39,7 +42,7 @@ def test_evidence_is_that_of_a_world_without_the_users_later_items(repeats):
 
 def test_without_vectors_nothing_is_similar():
   shop = shops.random_shop(np.random.default_rng(), users=3, items=12)
-  source = EvidenceSource(shop.items, count_covisits(shop.histories, 12))
+  source = EvidenceSource.counting(shop.items, shop.histories)
   (evidence,) = source.gather(Requests(shop.histories, np.array([0]), np.array([1])), np.array([[3, 4]]))
   assert [own.similarity for own in evidence] == [0.0, 0.0]
 
@@ -47,6 +50,8 @@ def test_without_vectors_nothing_is_similar():
 def test_what_does_not_go_together_is_said():
   shop = shops.random_shop(np.random.default_rng(), users=3, items=12)
   with pytest.raises(ValueError, match="3 vectors for 12 items"):
-    EvidenceSource(shop.items, count_covisits(shop.histories, 12), np.zeros((3, 2)))
-  with pytest.raises(ValueError, match="not those within 1 places"):
-    EvidenceSource(shop.items, count_covisits(shop.histories, 12, window=1))
+    EvidenceSource.counting(shop.items, shop.histories, np.zeros((3, 2)))
+  count = lambda **options: count_covisits(shop.histories, 12, **options)
+  for counts, direct in ((count(window=1), count(window=1)), (count(), count()), (count(fade=0.5), count(window=1))):
+    with pytest.raises(ValueError, match="with windows 0 and 1, each as 1; got window"):
+      EvidenceSource(shop.items, counts, direct)

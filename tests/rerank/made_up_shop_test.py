@@ -8,7 +8,7 @@ import pytest
 
 from diffgr_jax.evaluation.rerank import best_possible, order_by_scores, ranking_metrics
 from diffgr_jax.rerank.candidates import ListOptions, make_lists
-from diffgr_jax.rerank.made_up_shop import MadeUpOptions, make_shop
+from diffgr_jax.rerank.made_up_shop import MadeUpOptions, make_shop, read_options
 from diffgr_jax.rerank.retrievers import covisitation
 from diffgr_jax.rerank.splits import leave_one_out
 
@@ -125,6 +125,20 @@ def test_titles_are_english_and_say_what_the_law_asks():
   assert all(3 <= len(history) == len(set(history)) for history in shop.histories)
   order = np.array([law.category[row] for row in range(480)])
   assert abs(np.corrcoef(np.arange(480), order)[0, 1]) < 0.2  # an item's number says nothing of what it is
+
+
+def test_options_as_text():
+  assert read_options("") == MadeUpOptions()
+  assert read_options("users=20,loyalty=3,stay=0.2") == MadeUpOptions(users=20, loyalty=3.0, stay=0.2)
+  for text, message in (
+    ("user=3", "with the keys users, categories, .*; got 'user=3'"),
+    ("users", "users of a made-up shop is a whole number, not ''"),
+    ("users=1.5", "users of a made-up shop is a whole number, not '1.5'"),
+    ("match=much", "match of a made-up shop is a number, not 'much'"),
+    ("categories=3", "lies in 4 to 48, not 3"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      read_options(text)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ from tests.rerank import shops
 
 MAKERS = {
   "co-visitation": lambda h, n, seed: r.covisitation(h, n, seed=seed),
-  "long": lambda h, n, seed: r.covisitation(h, n, last=3, forward=0.7, backward=0.2, decay=0.9, power=-0.4, seed=seed),
+  "long": lambda h, n, seed: r.covisitation(
+    h, n, fade=0.5, last=3, forward=0.7, backward=0.2, decay=0.9, power=0.4, seed=seed
+  ),
   "symmetric": lambda h, n, seed: r.symmetric(h, n, seed=seed),
   "markov": lambda h, n, seed: r.markov(h, n, seed=seed),
   "popularity": lambda h, n, seed: r.popularity(h, n, seed=seed),
@@ -18,13 +20,13 @@ MAKERS = {
 
 def naive_scores(retriever, known, history, num_items):
   """Of every item: its score, and its takers, by counting the users one by one."""
-  window = retriever.counts.window
-  rounded = lambda weight: round(weight * 2**16) / 2**16
+  window, fade = retriever.counts.window, retriever.counts.fade
+  rounded = lambda weight: round(weight * 2**10) / 2**10
   scores = np.zeros(num_items)
   recent = history[::-1][: retriever.last]
   for item in range(num_items):
     for age, own in enumerate(recent):
-      after, before = shops.followed(known, own, item, window), shops.followed(known, item, own, window)
+      after, before = (shops.followed(known, *pair, window, fade) for pair in ((own, item), (item, own)))
       scores[item] += rounded(retriever.decay**age) * (
         rounded(retriever.forward) * after + rounded(retriever.backward) * before
       )
@@ -72,7 +74,7 @@ def test_what_only_the_user_himself_took_together_leaves_no_trace():
   retriever = r.covisitation(histories, 7)
   scores = retriever.scores(r.Requests(histories, np.array([0, 1]), np.array([2, 1])))
   assert not scores.toarray()[:, [2, 3, 5, 6]].any()
-  assert scores.toarray()[0, 1] == r._rounded(0.6)  # 1 after 0, both in the history
+  assert scores.toarray()[0, 1] == r.rounded(0.6)  # 1 after 0, both in the history
   assert scores.nnz == 2  # and 0 before 1
 
 

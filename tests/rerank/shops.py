@@ -33,8 +33,15 @@ def took_after(history, first, second, window=0):
   )
 
 
-def followed(histories, first, second, window=0):
-  return sum(took_after(own, first, second, window) for own in histories)
+def followed(histories, first, second, window=0, fade=1.0):
+  """Users who took `second` after `first`; with a fade, each counts less by the places between the nearest two."""
+  if fade == 1.0:
+    return sum(took_after(own, first, second, window) for own in histories)
+  total = 0.0
+  for own in histories:
+    nearest = next((n for n in range(1, (window or len(own)) + 1) if took_after(own, first, second, n)), None)
+    total += round(fade ** (nearest - 1) * 1024) / 1024 if nearest else 0.0
+  return total
 
 
 def takers(histories, item):

@@ -56,7 +56,8 @@ def test_rows_find_their_task_and_are_judged(tmp_path, shop, make_task):
     user="other",
     target=task.candidates[0] if names[0] != shop.items[task.candidates[0]].item_id else task.candidates[1],
   )
-  kept, dropped, none = source.traces([task, other, replace(task, candidates=task.candidates[:2])])
+  shorter = replace(task, candidates=task.candidates[:2], evidence=task.evidence[:2])
+  kept, dropped, none = source.traces([task, other, shorter])
   assert kept.trace.reasoning == ("because",)
   assert (dropped.dropped, none.dropped) == (r.NOT_FIRST, r.NO_TRACE)
   assert source.unused([task]) == 1

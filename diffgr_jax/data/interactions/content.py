@@ -26,6 +26,7 @@ from diffgr_jax.rerank.records import Item
 LEAST_EVENTS = 3  # of a user: one to learn from, one to choose by, one to be measured on
 FEW_EVENTS = f"user with fewer than {LEAST_EVENTS} events"
 NO_TITLE = "item without a title, kept"  # counted beside the skipped rows
+OUT_OF_ORDER = "event earlier than a line before it, sorted"  # the same
 _TIES = "diffgr_jax.interactions"  # seeds the hash
 
 
@@ -41,14 +42,17 @@ class Content:
 
 @dataclass(eq=False)
 class Events:
-  """What users took and when, in compact arrays; users and items are numbered as they first come."""
+  """What users took and when, in compact arrays; users and items are numbered as they first come. `late` counts the
+  events that came behind a later one of their user."""
 
   users: dict[str, int] = field(default_factory=dict)
   items: dict[str, int] = field(default_factory=dict)
   user: array = field(default_factory=lambda: array("q"))
   item: array = field(default_factory=lambda: array("q"))
   time: array = field(default_factory=lambda: array("d"))
+  late: int = 0
   _seen: set[tuple[int, int, float]] = field(default_factory=set)
+  _latest: dict[int, float] = field(default_factory=dict)
 
   def add(self, user: str, item: str, time: int | float, place: str) -> None:
     """Takes one event. Raises BadRow where it was there before."""
@@ -56,6 +60,9 @@ class Events:
     if key in self._seen:
       raise BadRow(place, "duplicate row", f"user {user!r} has taken {item!r} at {time:.15g} before; give a row once")
     self._seen.add(key)
+    latest = self._latest.setdefault(key[0], time)
+    self.late += time < latest
+    self._latest[key[0]] = max(latest, time)
     self.user.append(key[0])
     self.item.append(key[1])
     self.time.append(time)

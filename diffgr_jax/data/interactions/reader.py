@@ -12,14 +12,16 @@ their own (content.py). A user may take an item again at another time. Other key
 
 With `on_bad_row="error"` the first bad row raises BadRow, `FILE:LINE: ...`; with "skip" bad rows are left out and
 counted: no id, a title that is missing or empty, an id or an event given twice, an event of an unknown item, a time
-that is no number. In both modes users with fewer than `LEAST_EVENTS` events are left out and counted, for a user needs
-one event to learn from, one to choose by and one to be measured on.
+that is no number. In both modes lines that come behind a later one of their user are counted, and put where they
+belong; users with fewer than `LEAST_EVENTS` events are left out and counted, for a user needs one event to learn from,
+one to choose by and one to be measured on.
 """
 
 from collections import Counter
 from pathlib import Path
 
 from diffgr_jax.data.interactions.content import (
+  OUT_OF_ORDER,
   Content,
   Events,
   category_path,
@@ -68,5 +70,6 @@ def read_interactions(items: Path, interactions: Path, on_bad_row: OnBadRow = "e
 
   for _ in stream_rows(interactions, parse_event, on_bad_row, skipped):
     pass
+  skipped[OUT_OF_ORDER] += events.late
   users, histories = long_enough(*events.histories(), skipped)
   return Content(shop, users, histories, +skipped)

@@ -2,6 +2,7 @@
 
     load_shop("amazon_beauty", path="downloads", data_dir=...)  Amazon's reviews of 2014 (data/amazon_beauty/)
     load_shop("interactions", path="my/shop", data_dir=...)     a user's own shop (data/interactions/reader.py)
+    load_shop("made_up", path="users=2000,loyalty=12")          users of a known law (rerank/made_up_shop.py), not kept
 
 The folder of `amazon_beauty` holds reviews_Beauty_5.json.gz and meta_Beauty.json.gz, or sequences.txt and items.jsonl;
 another category is another name of file. Built files stand under `data_dir` by data set, version and digest of sources.
@@ -20,9 +21,11 @@ from diffgr_jax.data.records import Document
 from diffgr_jax.data.rows import OnBadRow
 from diffgr_jax.data.sources import Source, check_manifest, find_sources
 from diffgr_jax.data.staging import digest_of
+from diffgr_jax.rerank.made_up_shop import make_shop, read_options
 from diffgr_jax.rerank.records import Shop
 
-NAMES = ("amazon_beauty", "interactions")
+MADE_UP = "made_up"
+NAMES = ("amazon_beauty", "interactions", MADE_UP)
 PUBLIC = {"amazon_beauty": reviews.URL}  # and where the files are, by path="public"
 _BUILDERS = {"amazon_beauty": amazon_beauty_dataset_builder, "interactions": interactions_dataset_builder}
 _READERS = {"reviews": reviews.read_reviews, "sequences": sequences.read_sequences, "items": reader.read_interactions}
@@ -32,7 +35,7 @@ def load_shop(
   name: str,
   *,
   path: str | Path,
-  data_dir: str | Path,
+  data_dir: str | Path = "",
   on_bad_row: str = "error",
   category: str = "Beauty",
 ) -> Shop:
@@ -41,7 +44,8 @@ def load_shop(
   Args:
     name: one of `NAMES`.
     path: the folder of the files; for `amazon_beauty` also a URL that they are below, or `public`: their publisher's.
-    data_dir: where array_record files, and downloads, are kept; it is made if needed.
+      For `made_up` its options, `key=value,key=value`; "" leaves all as they are.
+    data_dir: where array_record files, and downloads, are kept; it is made if needed. `made_up` needs none.
     on_bad_row: about a row that is no record: "error" raises BadRow, "skip" leaves it out and counts it in
       `Shop.skipped`.
     category: of Amazon's files, as it stands in their names, e.g. `Toys_and_Games`. The shop is named by it.
@@ -55,8 +59,12 @@ def load_shop(
     raise ValueError(f"no shop {name!r}; there are {', '.join(NAMES)}")
   if on_bad_row not in ("error", "skip"):
     raise ValueError(f'on_bad_row is "error" or "skip", not {on_bad_row!r}')
+  if name == MADE_UP:
+    return make_shop(read_options(str(path)))[0]
   if not str(path):
     raise ValueError(f"the shop {name} needs a path, the folder of its files")
+  if not str(data_dir):
+    raise ValueError(f"the shop {name} needs a data_dir, where what is built of it is kept")
   data_dir = Path(data_dir).expanduser()
   data_dir.mkdir(parents=True, exist_ok=True)
   where = PUBLIC.get(name, "") if path == "public" else str(path)

@@ -28,6 +28,16 @@ def test_each_user_is_sorted_by_time_whatever_the_order_of_the_lines():
   assert histories_of(shuffled) == expected
 
 
+def test_events_behind_a_later_one_of_their_user_are_counted():
+  rng = random.Random()
+  rows = [(f"u{rng.randrange(3)}", f"i{line}", float(rng.randrange(20))) for line in range(40)]
+  events = content.Events()
+  for row in rows:
+    events.add(*row, "f:1")
+  late = [any(user == own and then > time for user, _, then in rows[:n]) for n, (own, _, time) in enumerate(rows)]
+  assert events.late == sum(late)
+
+
 def test_events_of_one_time_stand_in_neither_the_order_of_lines_nor_that_of_ids():
   rows = [(f"u{user}", f"i{item:02}", 7.0) for user in range(200) for item in range(5)]
   taken = histories_of(rows)

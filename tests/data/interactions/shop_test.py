@@ -7,6 +7,7 @@ import pytest
 
 from diffgr_jax.data.interactions.shop import item_documents, load_shop, read_users
 from diffgr_jax.data.records import BadRow, Document
+from diffgr_jax.rerank.made_up_shop import MadeUpOptions, make_shop
 from diffgr_jax.rerank.records import Item
 
 ITEMS = [
@@ -83,8 +84,10 @@ def test_what_the_folder_of_amazon_holds_decides_how_it_is_read(tmp_path):
 @pytest.mark.parametrize(
   "arguments, error, message",
   [
-    (dict(name="beauty"), ValueError, "no shop 'beauty'; there are amazon_beauty, interactions"),
+    (dict(name="beauty"), ValueError, "no shop 'beauty'; there are amazon_beauty, interactions, made_up"),
     (dict(path=""), ValueError, "the shop interactions needs a path"),
+    (dict(data_dir=""), ValueError, "the shop interactions needs a data_dir"),
+    (dict(name="made_up", path="user=3"), ValueError, "got 'user=3'"),
     (dict(on_bad_row="warn"), ValueError, 'on_bad_row is "error" or "skip"'),
     (dict(path="/no/such"), FileNotFoundError, "/no/such is no folder"),
   ],
@@ -110,6 +113,12 @@ def test_users_in_a_file(tmp_path):
   file.write_text("u1\nu2 3 4\n")
   with pytest.raises(ValueError, match=r"held_out\.txt:2: a line is the id of one user, not 'u2 3 4'"):
     read_users(file)
+
+
+def test_the_made_up_shop_by_name():
+  shop = load_shop("made_up", path="users=30,seed=4")
+  assert shop == make_shop(MadeUpOptions(users=30, seed=4))[0]
+  assert len(load_shop("made_up", path="").users) == MadeUpOptions().users
 
 
 def test_items_as_documents(folder, tmp_path):
