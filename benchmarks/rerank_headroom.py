@@ -31,19 +31,13 @@ from diffgr_jax.evaluation.rerank import (
 )
 from diffgr_jax.evaluation.rerank_baselines import fit_trees
 from diffgr_jax.evaluation.retrieval import results_record, typed_command
-from diffgr_jax.rerank import retrievers
 from diffgr_jax.rerank.candidates import ListOptions, Lists, make_lists
 from diffgr_jax.rerank.made_up_shop import Law, make_shop, read_options
 from diffgr_jax.rerank.records import Shop
+from diffgr_jax.rerank.retrievers import RETRIEVERS
 from diffgr_jax.rerank.splits import SPLITS, LeaveOneOut, leave_one_out
 from diffgr_jax.training.document_vectors import document_vectors
 
-RETRIEVERS = {
-  "covisitation": retrievers.covisitation,
-  "symmetric": retrievers.symmetric,
-  "markov": retrievers.markov,
-  "popularity": retrievers.popularity,
-}
 _SHOP = flags.DEFINE_enum("shop", MADE_UP, NAMES, "whose lists are made")
 _PATH = flags.DEFINE_string("path", "", "the folder of its files; of the made-up shop, its options (users=2000,seed=1)")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "where the built shop is kept; default: nowhere")

@@ -14,13 +14,18 @@ from ml_collections import config_flags
 
 from diffgr_jax import cli
 from diffgr_jax.evaluation.report import evaluate_run, print_report
+from diffgr_jax.evaluation.rerank_report import evaluate_rerank, print_rerank
 from diffgr_jax.parallel.distributed import initialize, no_waiting_after_failure, pod_settings
 from diffgr_jax.parallel.preemption import EXIT_CODE, Preempted
 from diffgr_jax.training.averaging import average_with_start
+from diffgr_jax.training.docid_job import DocIdJob
 from diffgr_jax.training.host_log import host_log
+from diffgr_jax.training.job import Job
 from diffgr_jax.training.loop import train_and_evaluate
+from diffgr_jax.training.rerank_job import RerankJob
 from diffgr_jax.training.run import Run, load_data
 from diffgr_jax.training.speed import parse_steps
+from diffgr_jax.training.state import TrainState
 from diffgr_jax.viz.worked import show_worked_queries
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "what to train; FILE.py:key=value,...")
@@ -46,7 +51,7 @@ def main(_) -> int | None:
   initialize(settings)
   try:
     with no_waiting_after_failure(), host_log(workdir):
-      run, state = train_and_evaluate(config, workdir, profile_steps=profile_steps)
+      job, state = train_and_evaluate(config, workdir, profile_steps=profile_steps)
   except Preempted as told:
     print(told, file=sys.stderr)
     return EXIT_CODE
@@ -54,12 +59,20 @@ def main(_) -> int | None:
     if jax.process_index() == 0:
       print(f"trained to step {int(state.step)}; evaluate with python -m diffgr_jax.evaluate --workdir={workdir}")
     return None
-  out = workdir / "results.json"
-  params = average_with_start(run, state.params)
-  print_report(evaluate_run(run, params, step=int(state.step), out=out), out)
-  if drawn := show_worked_queries(run, params, _worked_queries(run), workdir / "denoising.png"):
-    print(f"\npicture: {drawn}")
+  _evaluate(job, state, workdir / "results.json")
   return None
+
+
+def _evaluate(job: Job, state: TrainState, out: Path) -> None:
+  """Measures the trained model, and prints what it reached."""
+  if isinstance(job, RerankJob):
+    print_rerank(evaluate_rerank(job.run, state.params, step=int(state.step), out=out), out)
+    return
+  assert isinstance(job, DocIdJob)
+  run, params = job.run, average_with_start(job.run, state.params)
+  print_report(evaluate_run(run, params, step=int(state.step), out=out), out)
+  if drawn := show_worked_queries(run, params, _worked_queries(run), out.parent / "denoising.png"):
+    print(f"\npicture: {drawn}")
 
 
 def _worked_queries(run: Run) -> list[tuple[str, tuple[str, ...]]]:

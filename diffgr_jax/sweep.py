@@ -28,7 +28,7 @@ def main(_) -> int | None:
     raise ValueError(f"--only={unknown[0]}: cells are {', '.join(cell.name for cell in cells)}")
   cells = [cell for cell in cells if not _ONLY.value or cell.name in _ONLY.value]
   out.mkdir(parents=True, exist_ok=True)
-  outcomes = []
+  outcomes, text = [], ""
   try:
     for outcome in tqdm(run_cells(cells, out), total=len(cells), desc="study", unit="cell"):
       outcomes.append(outcome)

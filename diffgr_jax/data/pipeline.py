@@ -100,7 +100,14 @@ def make_train_iterator(
     for name in weights
   ]
   mixture_of_all = grain.MapDataset.mix(sources, weights=list(weights.values()))
-  batches = _RowsOfBatches(mixture_of_all, own_rows, batch_size).batch(len(own_rows), batch_fn=_stack)
+  return row_batches(mixture_of_all, own_rows, batch_size, num_threads)
+
+
+def row_batches(
+  rows: grain.MapDataset[Example], own_rows: Sequence[int] | np.ndarray, batch_size: int, num_threads: int = 1
+) -> grain.DatasetIterator:
+  """Batches of a stream of rows, those at `own_rows` of each; `next_index` of its state counts batches."""
+  batches = _RowsOfBatches(rows, np.asarray(own_rows), batch_size).batch(len(own_rows), batch_fn=_stack)
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, 2 * num_threads))
   return iter(batches.to_iter_dataset(options))
 

@@ -280,6 +280,30 @@ def draw(
   return process.corrupt(process_key, x0, t, mask_id=mask_id, target=target)
 
 
+def draw_complementary(
+  key: Key[Array, ""], x0: Int[Array, "B L"], *, mask_id: int, target: Bool[Array, "B L"]
+) -> list[Corrupted]:
+  """Two draws whose masks complement each other: every target position is masked in exactly one (Fast-dLLM v2).
+
+  k ~ U{0..n} of a row's n targets are masked in the first and n - k in the second, each with weight (n + 1) / count.
+  Either is the exact-count bound (a draw of 0 masks has no loss, which its weight n + 1 instead of n makes up for), so
+  half of their sum is, with less noise.
+  """
+  count_key, lots_key = jax.random.split(key)
+  targets = target.sum(axis=-1)
+  share = _row_uniform(count_key, x0.shape[0], 1)[:, 0]
+  count = jnp.clip(jnp.floor(share * (targets + 1)).astype(jnp.int32), 0, targets)
+  lots = jnp.where(target, _row_uniform(lots_key, *x0.shape), jnp.inf)
+  rank = jnp.argsort(jnp.argsort(lots, axis=-1), axis=-1)
+  first = target & (rank < count[:, None])
+
+  def one(corrupted: Bool[Array, "B L"], masks: Int[Array, "B"]) -> Corrupted:
+    weight = jnp.where(masks > 0, (targets + 1) / jnp.maximum(masks, 1), 0.0)
+    return _masked(x0, corrupted, weight[:, None].astype(jnp.float32), mask_id)
+
+  return [one(first, count), one(target & ~first, targets - count)]
+
+
 def _row_uniform(key: Key[Array, ""], rows: int, length: int) -> Float[Array, "{rows} {length}"]:
   """Uniforms in [0, 1) whose row i is a function of the key and i alone, so that it is the same in any batch."""
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))

@@ -48,12 +48,15 @@ class Trees:
   tried: list[dict[str, Any]]
   worded: bool = False
 
-  def rank(self, tasks: Sequence[RankingTask]) -> list[tuple[int, ...]]:
-    """Each list's candidates, best first."""
+  def scores(self, tasks: Sequence[RankingTask]) -> list[Float[np.ndarray, "_"]]:
+    """A score of each list's candidates, the greater the better."""
     features = [features_of(task, self.worded) for task in tasks]
     scores = np.asarray(self.booster.predict(np.concatenate(features)))
-    ends = np.cumsum([len(own) for own in features])[:-1]
-    return order_by_scores(tasks, np.split(scores, ends))
+    return np.split(scores, np.cumsum([len(own) for own in features])[:-1])
+
+  def rank(self, tasks: Sequence[RankingTask]) -> list[tuple[int, ...]]:
+    """Each list's candidates, best first."""
+    return order_by_scores(tasks, self.scores(tasks))
 
 
 def fit_trees(

@@ -241,3 +241,11 @@ def first_of(
     enough = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
     items, scores = items[enough], scores[enough]
   return items[np.lexsort((order[items], -scores))[:k]].astype(np.int64)
+
+
+RETRIEVERS: dict[str, Callable[..., CoVisitation]] = {
+  "covisitation": covisitation,
+  "symmetric": symmetric,
+  "markov": markov,
+  "popularity": popularity,
+}

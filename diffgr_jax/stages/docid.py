@@ -22,11 +22,10 @@ from diffgr_jax.decoding.scoring import score_documents
 from diffgr_jax.diffusion.corruption import Clean, Process, draw
 from diffgr_jax.diffusion.cross_entropy import chunked_token_nll
 from diffgr_jax.diffusion.objective import document_nll, masked_diffusion_loss
+from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
 from diffgr_jax.models.transformer import Params
-
-Batch = dict[str, jax.Array]
-Metrics = dict[str, Float[Array, ""]]
+from diffgr_jax.stages.stage import Batch, Metrics
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,10 @@ class DocIdStage:
   label_smoothing: float = 0.0  # share of the target that is spread evenly over the columns in use
   spare_unasked: bool = False  # questions are not compared with documents that no training question asks for
 
+  @property
+  def model(self) -> TransformerConfig:
+    return self.denoiser.config
+
   def prepare(self, key: Key[Array, ""], batch: Batch) -> tuple[Batch, Float[Array, ""]]:
     """Corrupts the global batch; returns it with x_t, corrupted and weight, and its count of target positions."""
     everything = jnp.ones_like(batch["docid"], dtype=bool)
@@ -55,14 +58,14 @@ class DocIdStage:
     return batch | drawn._asdict(), target.sum().astype(jnp.float32)
 
   def loss(
-    self, params: Params, batch: Batch, index: Batch, target_count: Float[Array, ""], row_count: int
+    self, params: Params, batch: Batch, shared: Batch, target_count: Float[Array, ""], row_count: int
   ) -> tuple[Float[Array, ""], Metrics]:
     """Loss of a (micro)batch that `prepare` made. Losses, gradients and metrics of the parts of a batch add up.
 
     Args:
       params: the model's parameters.
       batch: prompt, docid, doc_index, asked, x_t, corrupted, weight.
-      index: `codes` Int[N, L], `scored` Bool[N, L], `log_frequency` Float[L, V] of the documents that exist, and
+      shared: `codes` Int[N, L], `scored` Bool[N, L], `log_frequency` Float[L, V] of the documents that exist, and
         `asked` Bool[N]: which of them some training question asks for.
       target_count: target positions of the whole global batch.
       row_count: rows of the whole global batch.
@@ -82,7 +85,7 @@ class DocIdStage:
     metrics = {"diffusion_loss": loss} | sums
     loss = self.diffusion_weight * loss
     if logits is not None and log_sum is not None and self.document_weight > 0.0:
-      document_loss, hits = self._document_loss(logits, log_sum, batch, index)
+      document_loss, hits = self._document_loss(logits, log_sum, batch, shared)
       loss = loss + self.document_weight * document_loss / row_count
       metrics |= {"document_loss": document_loss / row_count, "document_hits": hits / row_count}
     return loss, metrics | {"loss": loss}

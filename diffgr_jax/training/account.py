@@ -16,7 +16,7 @@ from diffgr_jax.parallel.aot import Compiled, DoesNotFit, bytes_a_device
 from diffgr_jax.parallel.chips import GIB, Chip
 from diffgr_jax.parallel.collectives import Collective
 from diffgr_jax.parallel.mesh import batch_shards
-from diffgr_jax.training.options import Config
+from diffgr_jax.training.fields import Config
 from diffgr_jax.training.preflight import Plan, Program
 
 

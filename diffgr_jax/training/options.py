@@ -1,4 +1,4 @@
-"""Fails fast: a config is checked as a whole before any data is read or any device memory is taken."""
+"""Fails fast: a DocID run's config is checked as a whole before any data is read or any device memory is taken."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,7 @@ from diffgr_jax.decoding.policies import POLICIES, make_policy
 from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES, make_process
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.parallel.rules import check_divides
-from diffgr_jax.training.optimizer import DECAYS
-
-Config = Any  # an Config, whose fields have the types that configs/quickstart.py gives them
+from diffgr_jax.training.fields import Config, FieldRules, check_fields, check_training
 
 STARTS = ("random", "corpus", "pretrained")
 CODES = "codes"
@@ -21,52 +19,38 @@ DECODINGS = (
   "one_pass", "topk", "constrained", "free", "argmax", "stochastic", "blocks", "pseudo_beam", "best_of_n", "match",
   "chain",
 )  # fmt: skip
-_CHOICES = {
-  "start": STARTS,
-  "docid": DOCIDS,
-  "task": ("docid",),
-  "paradigm": ("diffusion", AUTOREGRESSIVE),
-  "dataset": ("pydocs", "folder", "nq320k", "msmarco"),
-  "dataset_part": ("documents", "passages"),
-  "on_bad_row": ("error", "skip"),
-  "process": PROCESSES,
-  "schedule": tuple(SCHEDULES),
-  "attention": ("auto", "reference", "splash", "flash"),
-  "lr_decay": DECAYS,
-  "pattern": ("bidirectional", "prefix"),
-  "policy": tuple(POLICIES),
-  "topk_policy": ("random", "confidence", "margin", "entropy", "sequential"),
-  "best_metric": ("valid MRR@100", "valid Hit@1"),
-}
-_AT_LEAST = {
-  "batch_size": 1, "microbatches": 1, "steps": 1, "warmup_steps": 0, "prompt_length": 4, "canvas_length": 0,
-  "vocab_size": 300, "log_every": 1, "eval_every": 0, "checkpoint_every": 1, "keep_checkpoints": 1,
-  "decode_steps": 1, "eval_batch_size": 1, "ce_chunk": 0, "diffusion_weight": 0, "document_weight": 0,
-  "prior_weight": 0, "weight_decay": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0, "nelbo_queries": 0,
-  "topk_steps": 1, "topk_beam": 1, "topk_commit": 1, "samples": 1, "pool": 1, "block_length": 1, "beam_canvases": 1,
-  "chain_candidates": 1, "chain_steps": 0, "lora_rank": 0, "keep_every": 0, "keep_best": 0,
-  "dataset_words": 0, "dataset_limit": 0, "relevant_grade": 1,
-}  # fmt: skip
-_ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta", "temperature")
-_SHARES = (
-  "all_masked_fraction", "b1", "b2", "final_lr_fraction", "embedding_rate", "label_smoothing", "start_share",
+_RULES = FieldRules(
+  choices={
+    "start": STARTS,
+    "docid": DOCIDS,
+    "task": ("docid",),
+    "paradigm": ("diffusion", AUTOREGRESSIVE),
+    "dataset": ("pydocs", "folder", "nq320k", "msmarco"),
+    "dataset_part": ("documents", "passages"),
+    "on_bad_row": ("error", "skip"),
+    "process": PROCESSES,
+    "schedule": tuple(SCHEDULES),
+    "pattern": ("bidirectional", "prefix"),
+    "policy": tuple(POLICIES),
+    "topk_policy": ("random", "confidence", "margin", "entropy", "sequential"),
+    "best_metric": ("valid MRR@100", "valid Hit@1"),
+  },
+  at_least={
+    "steps": 1, "prompt_length": 4, "canvas_length": 0, "vocab_size": 300, "decode_steps": 1, "eval_batch_size": 1,
+    "diffusion_weight": 0, "document_weight": 0, "prior_weight": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0,
+    "nelbo_queries": 0, "topk_steps": 1, "topk_beam": 1, "topk_commit": 1, "samples": 1, "pool": 1, "block_length": 1,
+    "beam_canvases": 1, "chain_candidates": 1, "chain_steps": 0, "dataset_words": 0, "dataset_limit": 0,
+    "relevant_grade": 1,
+  },
+  above_zero=("temperature",),
+  shares=("all_masked_fraction", "label_smoothing", "start_share"),
 )  # fmt: skip
 
 
 def check_config(config: Config) -> None:
   """Raises ValueError with one line that names the field, its value and what it may be."""
-  for field, allowed in _CHOICES.items():
-    if config[field] not in allowed:
-      raise ValueError(f"config.{field} is one of {', '.join(allowed)}, not {config[field]!r}")
-  for field, least in _AT_LEAST.items():
-    if config[field] < least:
-      raise ValueError(f"config.{field} is at least {least}, not {config[field]}")
-  for field in _ABOVE_ZERO:
-    if config[field] <= 0:
-      raise ValueError(f"config.{field} is above 0, not {config[field]}")
-  for field in _SHARES:
-    if not 0.0 <= config[field] <= 1.0:
-      raise ValueError(f"config.{field} is in [0, 1], not {config[field]}")
+  check_fields(config, _RULES)
+  check_training(config)
   if config.dataset == "folder" and not config.dataset_path:
     raise ValueError("config.dataset_path must name the folder with corpus.jsonl when config.dataset is 'folder'")
   if config.dataset in ("nq320k", "msmarco") and not config.dataset_path:
@@ -86,28 +70,12 @@ def check_config(config: Config) -> None:
     raise ValueError(f"config.code_head is for learned DocIDs: it must be False when config.docid is {config.docid!r}")
   if config.docid == CODES and config.ce_chunk:
     raise ValueError("config.ce_chunk must be 0 when config.docid is 'codes': logits of a level are few")
-  if config.warmup_steps >= config.steps:
-    raise ValueError(f"config.warmup_steps ({config.warmup_steps}) must be below config.steps ({config.steps})")
-  if config.batch_size % config.microbatches:
-    raise ValueError(
-      f"config.batch_size ({config.batch_size}) must be a multiple of config.microbatches ({config.microbatches})"
-    )
   if min(config.mixture.values()) < 0 or sum(config.mixture.values()) <= 0:
     raise ValueError(f"config.mixture holds weights of at least 0, one of them above 0, not {config.mixture.to_dict()}")
   if (config.docid_levels == 0) != (config.docid_codes == 0):
     raise ValueError(
       "config.docid_levels and config.docid_codes are both 0 (no DocID code rows) or both above it, not"
       f" {config.docid_levels} and {config.docid_codes}"
-    )
-  if config.keep_every % config.checkpoint_every:
-    raise ValueError(
-      f"config.keep_every ({config.keep_every}) must be a multiple of config.checkpoint_every"
-      f" ({config.checkpoint_every}): other steps are not saved"
-    )
-  if config.keep_best and (not config.eval_every or config.checkpoint_every % config.eval_every):
-    raise ValueError(
-      f"config.keep_best needs an evaluation at every checkpoint: checkpoint_every ({config.checkpoint_every}) must be"
-      f" a multiple of eval_every ({config.eval_every})"
     )
   make_policy(config.policy, config.threshold)
   make_process(config.process, config.schedule, config.all_masked_fraction)

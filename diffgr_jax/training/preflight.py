@@ -35,13 +35,15 @@ from diffgr_jax.models.flops import forward_flops, matmul_flops, train_step_flop
 from diffgr_jax.models.hf import read_spec
 from diffgr_jax.models.inference import decoding_axes, decoding_params
 from diffgr_jax.models.kernels import kernel_for
+from diffgr_jax.models.lora import trained_part
 from diffgr_jax.models.transformer import abstract_params, logical_axes
 from diffgr_jax.parallel.aot import with_shardings
 from diffgr_jax.parallel.mesh import batch_shards
 from diffgr_jax.parallel.rules import frozen_rules, partition_spec, replicated, tree_shardings
 from diffgr_jax.stages.docid import DocIdStage
+from diffgr_jax.training.fields import Config
 from diffgr_jax.training.optimizer import optimizer_of
-from diffgr_jax.training.options import CODES, Config, check_batch, check_config, check_mesh, transformer_config
+from diffgr_jax.training.options import CODES, check_batch, check_config, check_mesh, transformer_config
 from diffgr_jax.training.state import TrainState, state_shardings, train_step
 
 STEPS = ("train", "one_pass", "canvas", "cached")
@@ -128,7 +130,8 @@ def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
   check_mesh(config, model, length, mesh)
   optimizer, _ = optimizer_of(config)
   shapes = abstract_params(model)
-  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, jax.eval_shape(optimizer.init, shapes))
+  moments = jax.eval_shape(optimizer.init, trained_part(model, shapes))
+  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, moments)
   state = with_shardings(state, state_shardings(model, optimizer, mesh, config.rules))
   rows = _place(mesh, model, "batch")
   batch = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import json
 from pathlib import Path
 import shutil
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
 from diffgr_jax.parallel.distributed import check_shared, in_turn
 from diffgr_jax.parallel.rules import DECODE_RULES, Rules, frozen_rules
 from diffgr_jax.stages.docid import DocIdStage
-from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, Config, lora_fields, transformer_config
+from diffgr_jax.training.fields import Config, set_fields
+from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, lora_fields, transformer_config
 from diffgr_jax.training.start import check_code_head, pretrained_folder, pretrained_model
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
@@ -160,16 +161,7 @@ class Run:
     Raises:
       ValueError: not of that form, a field that is not about decoding, or a value of another type.
     """
-    for assignment in assignments:
-      field, equals, value = assignment.partition("=")
-      if not equals or field not in DECODING_FIELDS:
-        raise ValueError(f"--set {assignment}: field=value with one of the fields {', '.join(DECODING_FIELDS)}")
-      kind = DECODING_FIELDS[field]
-      try:
-        (item,) = get_args(kind) or (None,)
-        self.config[field] = [item(part) for part in value.split(",") if part] if item else kind(value)
-      except ValueError:
-        raise ValueError(f"--set {assignment}: {field} is of type {kind.__name__}, not {value!r}") from None
+    set_fields(self.config, assignments, DECODING_FIELDS)
 
   @property
   def stage(self) -> DocIdStage:

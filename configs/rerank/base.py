@@ -1,0 +1,150 @@
+"""Every field of a re-ranking run; the configs of the stages start from it and say what differs.
+
+    python -m diffgr_jax.main --config=configs/rerank/sft.py --workdir=W/sft                       teacher
+    python -m diffgr_jax.main --config=configs/rerank/convert.py:start=W/sft --workdir=W/convert   conversion
+    python -m diffgr_jax.main --config=configs/rerank/cft.py:start=W/sft --workdir=W/cft           CFT
+
+Arguments of all: shop (made_up | amazon_beauty | interactions), path (of its files), pool (10, 50), size, steps, seed.
+"""
+
+import ml_collections
+
+from configs.quickstart import parse_arguments
+from diffgr_jax.parallel.rules import DECODE_RULES, TRAIN_RULES
+
+ARGUMENTS = ("shop", "path", "pool", "size", "steps", "seed")
+# name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
+SIZES = {
+  "tiny": (32, 2, 4, 2, 64),
+  "small": (128, 4, 4, 4, 384),
+  "base": (256, 6, 8, 4, 768),
+  "8b": (4096, 36, 32, 8, 12_288),  # Qwen3-8B
+}
+
+
+def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
+  """The config, unlocked, and the arguments of a stage's own, as they were given."""
+  given = parse_arguments(arg, (*ARGUMENTS, *own))
+  size = given.get("size", "small")
+  if size not in SIZES:
+    raise ValueError(f"--config=...:size={size}: size is one of {', '.join(SIZES)}")
+  config = ml_collections.ConfigDict()
+  config.task = "rerank"
+  config.stage = "sft"  # mid_training | sft (the autoregressive teacher) | convert (weights as they are) | cft
+  config.seed = int(given.get("seed", 0))
+
+  # The shop, and lists of candidates (rerank/candidates.py).
+  config.shop = given.get("shop", "made_up")  # made_up | amazon_beauty | interactions (a user's own folder)
+  config.shop_path = given.get("path", "")  # the folder of its files; made_up: its options, users=2000+loyalty=12
+  config.shop_category = "Beauty"  # amazon_beauty: of its files
+  config.data_dir = ""  # where a built shop is kept; "": inside the workdir
+  config.on_bad_row = "error"  # error | skip (count and report)
+  config.held_out_users = (
+    ""  # users who are never evaluated; "": held_out_users.txt of the shop's folder, if it has one
+  )
+  config.vectors = "lsa"  # of the items, for IDs and evidence: lsa | minilm | FILE.npy
+  config.retriever = "covisitation"  # covisitation | symmetric | markov | popularity
+  config.list_size = 10
+  config.list_pool = int(given.get("pool", 10))  # 10: the retriever's first ten; 50: ten of its first fifty
+  config.list_draws = 1  # training lists of one place, where the pool is larger than the list
+  config.list_folds = 5  # of the users: a training list counts the other folds' interactions alone
+  config.list_seed = 0
+
+  # Semantic IDs.
+  config.item_index = ""  # FILE.npz of `index build` or `index import`; "": built from the vectors
+  config.item_levels = 4
+  config.item_codes = 64  # of a level
+  config.item_method = "rqvae"  # residual_kmeans | product | rqvae | random
+
+  # Messages (rerank/prompt.py). -1: as the prompt's size has it.
+  config.prompt = "compact"  # compact (a small vocabulary of ours) | full (a chat model's)
+  config.history_items = -1
+  config.title_words = -1
+  config.name_words = -1
+  config.supporters = -1
+  config.evidence = True
+
+  # Traces (rerank/reasoning.py): written from evidence, files of JSON lines, or those of the run this one starts from.
+  config.traces = "template"  # template | start | FILE.jsonl[+FILE.jsonl]
+  config.trace_scores = "trees"  # what a template ranks by: trees (boosted, on the evidence as worded) | evidence
+  config.least_reasoning = 100  # tokens
+  # mid_training: shares of its examples; text needs text_files.
+  config.mixture = ml_collections.ConfigDict({"next_item": 0.6, "caption": 0.4, "text": 0.0})
+  config.text_files = ()
+
+  # Model.
+  config.start = "random"  # random | run (start_from) | pretrained
+  config.start_from = ""  # the workdir of another run, of the same shop
+  config.pretrained = ""  # a Hugging Face folder, such as Qwen3-8B's
+  config.vocab_size = 1024  # sentencepiece pieces, at most
+  config.d_model, config.n_layers, config.n_heads, config.n_kv_heads, config.d_ff = SIZES[size]
+  config.head_dim = 128 if size == "8b" else 0  # 0: d_model / n_heads
+  config.qk_norm = True
+  config.qkv_bias = False
+  config.tie_embeddings = size != "8b"
+  config.slot_embeddings = False
+  config.rope_theta = 1e6 if size == "8b" else 10_000.0
+  config.remat = "none"  # none | dots | full
+  config.param_dtype = "float32"  # float32 | bfloat16
+  config.compute_dtype = "float32"
+  config.lora_rank = 0
+  config.lora_alpha = 16.0
+  config.lora_targets = ("query", "value")
+  config.attention = "auto"  # reference | splash (TPU) | flash (GPU, bfloat16) | auto
+  config.alignment = "shifted"  # same_position | shifted: what a converted model reads a position from
+  config.block_size = 32  # of a converted model
+
+  # Objective. Parts of the assistant's message weigh apart (GR2: reasoning less than answer).
+  config.reasoning_weight = 1.0
+  config.answer_weight = 1.0
+  config.end_weight = 1.0
+  config.process = "exact_count"  # cft: random_time | exact_count (both the bound) | uniform_weight | all_masked
+  config.schedule = "linear"  # linear | cosine
+  config.antithetic = True
+  config.complementary = False  # cft: every block twice, with complementary masks
+  config.whole_stream = False  # cft: x_t as long as x_0, which Splash asks for
+  config.ce_chunk = 0
+
+  # Rows and optimization.
+  config.row_length = 640  # tokens of a packed row
+  config.target_length = 320  # of them, tokens to be learned (cft: in their blocks)
+  config.batch_size = 8  # rows of the global batch
+  config.microbatches = 1
+  config.steps = int(given.get("steps", 2000))
+  config.learning_rate = 1e-3
+  config.warmup_steps = min(100, config.steps // 10)
+  config.lr_decay = "cosine"  # cosine | linear | constant
+  config.final_lr_fraction = 0.05
+  config.b1 = 0.9
+  config.b2 = 0.98
+  config.weight_decay = 0.01
+  config.clip_norm = 1.0
+  config.embedding_rate = 1.0
+
+  # Devices.
+  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  config.rules = TRAIN_RULES
+  config.decode_rules = DECODE_RULES
+
+  # Watching and keeping.
+  config.log_every = 20
+  config.eval_every = 0  # valid lists are decoded; 0: never
+  config.watch_lists = 64  # so many of them
+  config.checkpoint_every = 200
+  config.keep_checkpoints = 2
+  config.keep_every = 0
+  config.keep_best = 0
+  config.best_metric = "valid R@1"  # valid R@1 | valid NDCG@3
+
+  # Decoding and evaluation.
+  config.decoder = "auto"  # autoregressive | block | auto: what the stage trains
+  config.max_new_tokens = 320
+  config.policy = "threshold"  # block: which MASKs are committed (docs/decoding.md)
+  config.threshold = 0.9
+  config.decode_steps = 0  # block: passes a block, at most; 0: one a position
+  config.temperature = 0.0  # 0: the most likely token
+  config.eval_batch_size = 32
+  config.eval_splits = ("valid", "test")
+  config.eval_limit = 0  # lists of a split; 0: all
+  config.invalid = "input_order"  # input_order | repair: what becomes of an invalid answer in the headline row
+  return config, {name: given[name] for name in own if name in given}

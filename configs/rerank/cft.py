@@ -1,0 +1,24 @@
+"""Conversion fine-tuning: `--config=configs/rerank/cft.py:start=WORKDIR[,block=32][,alignment=same_position]`.
+
+Masked diffusion, block by block, on the messages that the teacher was trained on (`traces=FILE.jsonl`: on others, such
+as its own samples). Weights start as the teacher's.
+"""
+
+import ml_collections
+
+from configs.rerank import base
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  config, given = base.get_config(arg, own=("start", "block", "alignment", "traces"))
+  if "start" not in given:
+    raise ValueError("--config=...:start=WORKDIR names the run that is converted")
+  config.stage = "cft"
+  config.start, config.start_from = "run", given["start"]
+  config.traces = given.get("traces", "start")
+  config.block_size = int(given.get("block", 32))
+  config.alignment = given.get("alignment", "shifted")
+  config.row_length = 768  # messages begin at multiples of the block size
+  config.target_length = 384
+  config.learning_rate = 5e-4
+  return config.lock()

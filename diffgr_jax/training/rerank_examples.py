@@ -1,0 +1,162 @@
+"""The training examples of a re-ranker: messages as tokens.
+
+sft, cft       a list's prompt, a kept trace's reasoning, its ranking
+mid_training   next item     history -> the item that was taken next
+               caption       an item's ID -> its title, brand and categories
+               text          general text, in pieces
+
+They are made once and kept in WORKDIR/examples.npz, so that a resumed run, or the next stage (`traces="start"`), reads
+them back without lists, trees or traces.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffgr_jax.data.packing import Example
+from diffgr_jax.evaluation.rerank_baselines import Trees
+from diffgr_jax.evaluation.rerank_report import fitted_trees
+from diffgr_jax.parallel.distributed import in_turn
+from diffgr_jax.rerank.chat import Message, Segment, count_tokens, encode_messages, segments
+from diffgr_jax.rerank.prompt import render
+from diffgr_jax.rerank.reasoning import Outcome, TraceRules, count_outcomes, evidence_scores
+from diffgr_jax.rerank.records import RankingTask
+from diffgr_jax.rerank.template_traces import TemplateTraces
+from diffgr_jax.rerank.trace_files import read_traces, write_traces
+from diffgr_jax.rerank.wording import item_fields
+from diffgr_jax.training.rerank_options import MID_TRAINING, START_TRACES, TEMPLATE
+from diffgr_jax.training.rerank_run import RerankRun
+
+_END = (Segment("end", ""),)
+EXAMPLES_FILE, TRACES_FILE = "examples.npz", "traces.jsonl"
+_TEXT_PIECE = 1000  # characters
+
+
+def training_examples(run: RerankRun) -> list[Example]:
+  """The run's examples, made on the first call. In a job of several processes the first makes them.
+
+  Raises:
+    ValueError: nothing to learn from.
+  """
+  file = run.workdir / EXAMPLES_FILE
+  with in_turn("training examples"):
+    if not file.exists() and jax.process_index() == 0:
+      if run.config.stage != MID_TRAINING and run.config.traces == START_TRACES:
+        examples = read_examples(Path(run.config.start_from) / EXAMPLES_FILE)
+      else:
+        examples = list(_made(run))
+      if not examples:
+        raise ValueError(f"no example to learn from: config.traces is {run.config.traces!r}")
+      write_examples(file, examples)
+  return read_examples(file)
+
+
+def write_examples(file: Path, examples: list[Example]) -> None:
+  ends = np.cumsum([len(example.tokens) for example in examples])
+  partial = file.with_name(file.name + ".partial.npz")
+  tokens, parts = (np.concatenate([getattr(one, name) for one in examples]) for name in ("tokens", "parts"))
+  np.savez_compressed(partial, tokens=tokens.astype(np.int32), parts=parts.astype(np.int8), ends=ends)
+  partial.replace(file)
+
+
+def read_examples(file: Path) -> list[Example]:
+  """Raises FileNotFoundError where there is no such file."""
+  if not file.exists():
+    raise FileNotFoundError(f"{file} does not exist: config.traces 'start' needs a run that was trained on traces")
+  with np.load(file) as kept:
+    ends = kept["ends"][:-1]
+    pairs = zip(np.split(kept["tokens"], ends), np.split(kept["parts"].astype(np.int32), ends), strict=True)
+    return [Example(tokens, parts) for tokens, parts in pairs]
+
+
+def _made(run: RerankRun) -> Iterator[Example]:
+  if run.config.stage == MID_TRAINING:
+    messages = list(_mid_training(run))
+  else:
+    outcomes = list(_outcomes(run))
+    counts = count_outcomes(outcomes)
+    print("traces: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()), flush=True)
+    kept = [outcome for outcome in outcomes if outcome.trace is not None]
+    write_traces(run.workdir / TRACES_FILE, kept, run.shop)
+    messages = [
+      render(outcome.task, run.shop, run.prompts, outcome.trace.reasoning, outcome.trace.ranking)
+      for outcome in kept
+      if outcome.trace is not None
+    ]
+  for message in encode_messages(messages, run.vocab, run.codes, run.prompts.template):
+    yield Example(message.tokens, message.parts.astype(np.int32))
+
+
+# --- traces ---
+
+
+def _outcomes(run: RerankRun) -> Iterator[Outcome]:
+  """What became of each training list."""
+  config, tasks = run.config, run.lists("train").tasks
+  rules = TraceRules(lambda contents: count_tokens(contents, run.vocab), config.least_reasoning)
+  if config.traces != TEMPLATE:
+    source, skipped = read_traces(config.traces.split("+"), run.shop, rules, run.codes, config.on_bad_row)
+    left = source.unused(tasks)
+    if skipped or left:
+      print(f"{config.traces}: {dict(Counter(skipped))} skipped, {left} rows of no list", flush=True)
+    yield from source.traces(tasks)
+    return
+  score = evidence_scores
+  if config.trace_scores == "trees":
+    score = tree_scores(fitted_trees(run), tasks)
+  yield from TemplateTraces(run.shop, run.prompts, rules, score, config.seed).traces(tasks)
+
+
+def tree_scores(trees: Trees, tasks: Sequence[RankingTask]) -> Callable[[RankingTask], Sequence[float]]:
+  """The trees' score of each candidate, for tasks that are known beforehand (with or without their targets)."""
+  key = lambda task: (task.user, task.history, task.candidates)
+  scores = dict(zip(map(key, tasks), trees.scores(tasks), strict=True))
+  return lambda task: scores[key(task)].tolist()
+
+
+# --- mid-training ---
+
+
+def _mid_training(run: RerankRun) -> Iterator[Message]:
+  """Examples of all kinds, so many of each that their shares are the config's."""
+  config, rng = run.config, np.random.default_rng(run.config.seed)
+  kinds = {"next_item": list(_next_items(run)), "caption": list(_captions(run)), "text": list(_general(run))}
+  shares = {kind: config.mixture[kind] for kind, messages in kinds.items() if messages and config.mixture[kind]}
+  if not shares:
+    return
+  # The kind that has most for its share is used once; the others are repeated up to theirs.
+  whole = max(len(kinds[kind]) / share for kind, share in shares.items())
+  for kind, share in shares.items():
+    own, wanted = kinds[kind], round(whole * share)
+    for epoch in range(-(-wanted // len(own))):
+      order = rng.permutation(len(own))[: wanted - epoch * len(own)]
+      yield from (own[at] for at in order)
+
+
+def _next_items(run: RerankRun) -> Iterator[Message]:
+  """Each place of each user's training part: the history before it, and the item there."""
+  options = run.prompts
+  for history in run.parts.known("train"):
+    for place in range(1, len(history)):
+      shown = history[max(0, place - options.history_items) : place]
+      asked = [options.wording.history, *(part for item in shown for part in (options.wording.before_item, item))]
+      yield (*segments("user", asked), *segments("answer", [history[place]]), *_END)
+
+
+def _captions(run: RerankRun) -> Iterator[Message]:
+  words = run.prompts.wording
+  for number, item in enumerate(run.shop.items):
+    said = words.separator.join(item_fields(item, words.labels, title_words=12, name_words=12))
+    if said:
+      yield (*segments("user", [number]), *segments("answer", [said]), *_END)
+
+
+def _general(run: RerankRun) -> Iterator[Message]:
+  for file in run.config.text_files:
+    text = Path(file).read_text(encoding="utf-8")
+    for start in range(0, len(text), _TEXT_PIECE):
+      if piece := " ".join(text[start : start + _TEXT_PIECE].split()):
+        yield (*segments("user", ["text"]), *segments("answer", [piece]), *_END)

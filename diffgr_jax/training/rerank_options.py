@@ -1,0 +1,123 @@
+"""Fails fast: a re-ranking run's config is checked as a whole before any data is read."""
+
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from diffgr_jax.data.interactions.shop import MADE_UP, NAMES
+from diffgr_jax.decoding.policies import POLICIES, make_policy
+from diffgr_jax.diffusion.corruption import SCHEDULES, make_process
+from diffgr_jax.docid.build import METHODS
+from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.parallel.rules import check_divides
+from diffgr_jax.rerank.retrievers import RETRIEVERS
+from diffgr_jax.training.fields import Config, FieldRules, check_fields, check_training
+
+MID_TRAINING, SFT, CONVERT, CFT = STAGES = ("mid_training", "sft", "convert", "cft")
+START_TRACES = "start"  # config.traces: those of the run that this one starts from
+TEMPLATE = "template"
+DECODERS = ("auto", "autoregressive", "block")
+_PROCESSES = ("random_time", "exact_count", "uniform_weight", "all_masked")
+
+_RULES = FieldRules(
+  choices={
+    "task": ("rerank",),
+    "stage": STAGES,
+    "shop": NAMES,
+    "on_bad_row": ("error", "skip"),
+    "retriever": tuple(RETRIEVERS),
+    "item_method": METHODS,
+    "prompt": ("compact", "full"),
+    "trace_scores": ("trees", "evidence"),
+    "start": ("random", "run", "pretrained"),
+    "alignment": ("same_position", "shifted"),
+    "process": _PROCESSES,
+    "schedule": tuple(SCHEDULES),
+    "decoder": DECODERS,
+    "policy": tuple(POLICIES),
+    "invalid": ("input_order", "repair"),
+    "best_metric": ("valid R@1", "valid NDCG@3"),
+  },
+  at_least={
+    "steps": 0, "list_size": 2, "list_pool": 2, "list_draws": 1, "list_folds": 0, "item_levels": 1, "item_codes": 2,
+    "history_items": -1, "title_words": -1, "name_words": -1, "supporters": -1, "least_reasoning": 0,
+    "vocab_size": 300, "row_length": 8, "target_length": 8, "block_size": 1, "reasoning_weight": 0,
+    "answer_weight": 0, "end_weight": 0, "decode_steps": 0, "max_new_tokens": 1, "eval_batch_size": 1,
+    "eval_limit": 0, "watch_lists": 0, "temperature": 0,
+  },
+)  # fmt: skip
+
+
+def check_config(config: Config) -> None:
+  """Raises ValueError with one line that names the field, its value and what it may be."""
+  check_fields(config, _RULES)
+  check_training(config)
+  if config.shop != MADE_UP and not config.shop_path:
+    raise ValueError(f"config.shop_path must name the folder of the files of the shop {config.shop!r}")
+  if config.held_out_users and not Path(config.held_out_users).is_file():
+    raise ValueError(f"config.held_out_users is a file that exists, or '', not {config.held_out_users!r}")
+  if (config.start == "run") != bool(config.start_from):
+    raise ValueError(
+      "config.start_from must name a workdir when config.start is 'run', and only then: they are"
+      f" {config.start_from!r} and {config.start!r}"
+    )
+  if (config.start == "pretrained") != bool(config.pretrained):
+    raise ValueError(
+      "config.pretrained must name a folder when config.start is 'pretrained', and only then: they are"
+      f" {config.pretrained!r} and {config.start!r}"
+    )
+  if config.stage in (CONVERT, CFT) and config.start != "run":
+    raise ValueError(f"config.stage {config.stage!r} converts a trained model: config.start must be 'run'")
+  if (config.stage == CONVERT) != (config.steps == 0):
+    raise ValueError(f"config.steps must be 0 for the stage 'convert', and only there, not {config.steps}")
+  _check_rows(config)
+  _check_traces(config)
+  if config.stage in (MID_TRAINING, SFT) and config.decoder == "block":
+    raise ValueError(f"config.decoder 'block' needs a converted model, not one of the stage {config.stage!r}")
+  if config.stage in (MID_TRAINING, SFT) and config.alignment != "shifted":
+    raise ValueError("config.alignment must be 'shifted' for an autoregressive model: logit i - 1 predicts token i")
+  if config.complementary and (config.process, config.schedule) != ("exact_count", "linear"):
+    raise ValueError("config.complementary draws counts: config.process must be 'exact_count', its schedule 'linear'")
+  make_policy(config.policy, config.threshold)
+  make_process(config.process, config.schedule)
+  if not all(shop := (config.mixture.next_item >= 0, config.mixture.caption >= 0, config.mixture.text >= 0)):
+    raise ValueError(f"config.mixture holds shares of at least 0, not {config.mixture.to_dict()} ({shop})")
+  if config.mixture.text and not config.text_files and config.stage == MID_TRAINING:
+    raise ValueError("config.text_files must name text files when config.mixture.text is above 0")
+
+
+def _check_rows(config: Config) -> None:
+  if config.stage not in (CONVERT, CFT):
+    return
+  for field in ("row_length", "target_length"):
+    if config[field] % config.block_size:
+      raise ValueError(
+        f"config.{field} ({config[field]}) must be a multiple of config.block_size ({config.block_size})"
+      )
+  if config.attention == "splash" and not config.whole_stream:
+    raise ValueError("config.attention 'splash' needs config.whole_stream: its mask is of two equal halves")
+
+
+def _check_traces(config: Config) -> None:
+  if config.stage == MID_TRAINING:
+    return
+  if config.traces == START_TRACES:
+    if config.start != "run":
+      raise ValueError("config.traces 'start' are those of another run: config.start must be 'run'")
+  elif config.traces != TEMPLATE:
+    for file in config.traces.split("+"):
+      if not Path(file).is_file():
+        raise ValueError(f"config.traces is 'template', 'start' or files joined by +, and there is no {file!r}")
+
+
+def check_mesh(config: Config, model: TransformerConfig, mesh: Mesh) -> None:
+  """Raises ValueError, with the numbers, where the mesh does not divide what the rules split over it."""
+  rows = config.batch_size // config.microbatches
+  streams = config.row_length
+  if config.stage == CFT:
+    streams += config.row_length if config.whole_stream else config.target_length
+  sizes = {
+    "batch": rows, "lookup": rows, "length": streams, "canvas": config.target_length, "features": model.d_model,
+    "heads": model.n_heads, "kv_heads": model.n_kv_heads, "mlp": model.d_ff, "vocab": model.vocab_size,
+  }  # fmt: skip
+  check_divides(sizes, mesh, config.rules)
