@@ -15,8 +15,8 @@ from diffgr_jax.parallel.rules import DECODE_RULES, TRAIN_RULES
 ARGUMENTS = ("shop", "path", "pool", "size", "steps", "seed")
 # name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
 SIZES = {
-  "tiny": (32, 2, 4, 2, 64),
-  "small": (128, 4, 4, 4, 384),
+  "tiny": (32, 2, 2, 2, 64),
+  "small": (128, 4, 2, 2, 384),
   "base": (256, 6, 8, 4, 768),
   "8b": (4096, 36, 32, 8, 12_288),  # Qwen3-8B
 }
@@ -46,7 +46,9 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.retriever = "covisitation"  # covisitation | symmetric | markov | popularity
   config.list_size = 10
   config.list_pool = int(given.get("pool", 10))  # 10: the retriever's first ten; 50: ten of its first fifty
-  config.list_draws = 1  # training lists of one place, where the pool is larger than the list
+  config.list_draws = (
+    3 if config.list_pool > 10 else 1
+  )  # training lists of one place, where the pool is larger than the list
   config.list_folds = 5  # of the users: a training list counts the other folds' interactions alone
   config.list_seed = 0
 
@@ -59,7 +61,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   # Messages (rerank/prompt.py). -1: as the prompt's size has it.
   config.prompt = "compact"  # compact (a small vocabulary of ours) | full (a chat model's)
   config.history_items = -1
-  config.title_words = -1
+  config.title_words = 0 if size in ("tiny", "small") else -1
   config.name_words = -1
   config.supporters = -1
   config.evidence = True
@@ -106,12 +108,12 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.ce_chunk = 0
 
   # Rows and optimization.
-  config.row_length = 640  # tokens of a packed row
-  config.target_length = 320  # of them, tokens to be learned (cft: in their blocks)
+  config.row_length = 544  # tokens of a packed row
+  config.target_length = 256  # of them, tokens to be learned (cft: in their blocks)
   config.batch_size = 8  # rows of the global batch
   config.microbatches = 1
   config.steps = int(given.get("steps", 2000))
-  config.learning_rate = 1e-3
+  config.learning_rate = 2e-3
   config.warmup_steps = min(100, config.steps // 10)
   config.lr_decay = "cosine"  # cosine | linear | constant
   config.final_lr_fraction = 0.05
@@ -138,7 +140,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
 
   # Decoding and evaluation.
   config.decoder = "auto"  # autoregressive | block | auto: what the stage trains
-  config.max_new_tokens = 320
+  config.max_new_tokens = 288
   config.policy = "threshold"  # block: which MASKs are committed (docs/decoding.md)
   config.threshold = 0.9
   config.decode_steps = 0  # block: passes a block, at most; 0: one a position

@@ -191,7 +191,7 @@ def make_shop(options: MadeUpOptions = MadeUpOptions()) -> tuple[Shop, Law]:  # 
   items = tuple(_item(row, law) for row in range(len(law.appeal)))
   members = [np.flatnonzero(law.category == category) for category in range(options.categories)]
   histories = tuple(_history(law, members, options, rng) for _ in range(options.users))
-  users = tuple(f"made-up {row}" for row in range(options.users))
+  users = tuple(f"made-up-{row}" for row in range(options.users))
   digest = hashlib.sha256(f"{_LAW_VERSION} {dataclasses.astuple(options)}".encode()).hexdigest()
   return Shop("made_up", items, users, histories, digest), law
 

@@ -29,7 +29,7 @@ from diffgr_jax.rerank.wording import (
 )
 
 _LAST_ITEMS = 3
-_LEAST_COMPARED = 2  # candidates beside the first one
+_LEAST_COMPARED = 1  # candidates beside the first one
 
 _MOSTLY = (
   "Mostly {kind} was taken",

@@ -85,7 +85,8 @@ def plain_part(text: str) -> str:
 
 
 def first_words(text: str, count: int) -> str:
-  return " ".join(plain_text(text).split()[:count])
+  """The first words of a text, without a sign at their end that joins what was cut off."""
+  return " ".join(plain_text(text).split()[:count]).rstrip(" &,-")
 
 
 def item_category(item: Item) -> str:

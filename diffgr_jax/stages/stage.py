@@ -3,7 +3,7 @@
 step:   prepare (draw what is drawn, for the GLOBAL batch)  ->  loss of each microbatch  ->  the parts add up
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Key
@@ -15,6 +15,7 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, Float[Array, ""]]
 
 
+@runtime_checkable
 class Stage(Protocol):
   """A batch contract and a loss; hashable, so that a jitted step takes it as a static argument."""
 

@@ -21,7 +21,7 @@ class FieldRules:
   """
 
   choices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-  at_least: Mapping[str, float] = field(default_factory=dict)
+  at_least: Mapping[str, int | float] = field(default_factory=dict)
   above_zero: Sequence[str] = ()
   shares: Sequence[str] = ()
 

@@ -5,7 +5,7 @@ config.task   docid    docid_job.py    identifiers of documents
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 from jax.sharding import Mesh
@@ -18,6 +18,7 @@ from diffgr_jax.training.fields import Config
 from diffgr_jax.training.speed import Work
 
 
+@runtime_checkable
 class Job(Protocol):
   """A run with its data, ready to be trained."""
 

@@ -62,7 +62,7 @@ def optimizer_of(config: Any) -> tuple[optax.GradientTransformation, optax.Sched
   schedule = learning_rate_schedule(
     config.learning_rate,
     warmup_steps=config.warmup_steps,
-    steps=config.steps,
+    steps=max(config.steps, 1),  # 0: nothing is trained
     decay=config.lr_decay,
     final_fraction=config.final_lr_fraction,
   )

@@ -95,7 +95,7 @@ class RerankJob:
     share = config.batch_size / len(rows["segment"])
     flops = _flops(self.model, config.stage == "cft", config.block_size, config.row_length, config.target_length)
     flops *= 2 if config.complementary and config.stage == "cft" else 1
-    return Work(1, config.batch_size, share * tokens, config.batch_size * flops)
+    return Work(1, config.batch_size, share * tokens, float(config.batch_size * flops))
 
 
 @functools.lru_cache(maxsize=8)

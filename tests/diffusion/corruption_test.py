@@ -202,3 +202,20 @@ def test_a_batch_sharded_over_devices_gets_the_same_draw(name):
   sharded = draw(jax.device_put(x0, rows), jax.device_put(target, rows))
   for one, other in zip(draw(x0, target), sharded, strict=True):
     np.testing.assert_array_equal(one, other)
+
+
+def test_complementary_draws_are_the_same_bound():
+  """Every target is masked in exactly one of two draws, and either draw is unbiased for any function of the masks."""
+  length, rows = 4, 40_000
+  x0 = jnp.broadcast_to(jnp.arange(10, 10 + length)[None], (rows, length))
+  target = jnp.broadcast_to(jnp.asarray([True, True, True, False])[None], (rows, length))
+  draws = corruption.draw_complementary(jax.random.key(0), x0, mask_id=4, target=target)
+  one, two = (np.asarray(draw.corrupted) for draw in draws)
+  np.testing.assert_array_equal(one ^ two, np.asarray(target))
+  # The bound of a loss that depends on how many are masked: k uniform, each masked position times n / k.
+  loss = np.array([0.0, 1.0, 3.0, 7.0])  # of each masked position, by the number of masks
+  exact = np.mean([3 / k * k * loss[k] for k in (1, 2, 3)])
+  for draw in draws:
+    masked = np.asarray(draw.corrupted)
+    terms = (np.asarray(draw.weight) * masked * loss[masked.sum(axis=1)][:, None]).sum(axis=1)
+    assert abs(terms.mean() - exact) < 4 * terms.std() / np.sqrt(rows)

@@ -1,0 +1,139 @@
+"""Re-ranking evaluation: every row of the table on the same lists, faults counted, users and interactions chosen."""
+
+import json
+
+import numpy as np
+import pytest
+
+from diffgr_jax.evaluation.rerank_answers import Written, parse_answers, ranked, write_answers
+from diffgr_jax.evaluation.rerank_report import RETRIEVER, answer_figures, evaluate_rerank, print_rerank
+from diffgr_jax.rerank.chat import encode_messages
+from diffgr_jax.rerank.prompt import render, render_prompt
+from diffgr_jax.training import loop
+from diffgr_jax.training.rerank_run import open_rerank
+from tests.training.tiny_rerank import tiny
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """A teacher and what is converted from it, barely trained."""
+  folder = tmp_path_factory.mktemp("report")
+  _, state = loop.train_and_evaluate(tiny("sft"), folder / "sft")
+  loop.train_and_evaluate(tiny("convert", folder / "sft"), folder / "convert")
+  return folder, state.params
+
+
+def written_by_hand(run, tasks, fault=""):
+  """The messages that a good model would write, or ones with a fault, as decoded tokens."""
+  rows = []
+  for task in tasks:
+    ranking = sorted(task.candidates, key=lambda item: item != task.target)
+    message = render(task, run.shop, run.prompts, ("because",), ranking)
+    whole, prompt = (
+      encode_messages([one], run.vocab, run.codes, run.prompts.template)[0]
+      for one in (message, render_prompt(task, run.shop, run.prompts))
+    )
+    rows.append(whole.tokens[len(prompt.tokens) :].copy())
+  if fault == "duplicate":
+    at = np.flatnonzero(rows[0] >= run.vocab.docid_token(0, 0))
+    rows[0][at[2:4]] = rows[0][at[:2]]
+  if fault == "truncated":
+    rows[0] = rows[0][:-1]
+  tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+  for out, row in zip(tokens, rows, strict=True):
+    out[: len(row)] = row
+  length = (tokens != 0).sum(axis=1)
+  return Written(tokens, length, length, {"reasoning": (length, length), "answer": (length, length)}, 1.0)
+
+
+@pytest.mark.parametrize("fault", ["", "duplicate", "truncated"])
+def test_faults_fall_back_or_are_repaired_and_counted(runs, fault):
+  run = open_rerank(runs[0] / "sft")
+  tasks = [task for task in run.lists("test").tasks if task.target_rank][:6]
+  written = written_by_hand(run, tasks, fault)
+  answers = parse_answers(run, written, tasks)
+  figures = answer_figures(written, answers)
+  assert figures["valid"] == pytest.approx(1.0 if not fault else 5 / 6)
+  if fault:
+    assert figures[fault] == pytest.approx(1 / 6)
+    assert ranked(answers, tasks, "input_order")[0] == tasks[0].candidates
+  for row, task in list(zip(ranked(answers, tasks, "repair"), tasks, strict=True))[1 if fault else 0 :]:
+    assert row[0] == task.target
+  assert sum(figures[name] for name in ("valid", "omission", "duplicate", "out_of_set", "unparsable", "truncated")) == 1
+
+
+def test_rows_do_not_depend_on_the_batch(runs):
+  """Contract 4, through prompts of many lengths and both decoders."""
+  folder, params = runs
+  for name in ("sft", "convert"):
+    run = open_rerank(folder / name)
+    tasks = run.lists("test").tasks[:7]
+    whole = write_answers(run, params, tasks, batch_size=7)
+    for size in (1, 3):
+      np.testing.assert_array_equal(write_answers(run, params, tasks, batch_size=size).tokens, whole.tokens)
+
+
+def test_the_record_has_every_system_on_the_same_lists(runs, tmp_path, capsys):
+  folder, params = runs
+  run = open_rerank(folder / "sft")
+  run.set_decoding(["eval_splits=test"])
+  record = evaluate_rerank(run, params, step=4, out=tmp_path / "one" / "results.json")
+  systems = record["metrics"]["test"]
+  assert list(systems) == [RETRIEVER, "boosted trees", "autoregressive", "autoregressive, repair"]
+  assert len({own["lists"] for own in systems.values()}) == 1
+  assert "R@1 - retriever low" in systems["autoregressive"]
+  assert {"valid", "tokens/s", "tokens a forward", "repaired"} <= set(
+    systems["autoregressive"] | systems["autoregressive, repair"]
+  )
+  lines = [json.loads(line) for line in (tmp_path / "one" / "rankings.test.jsonl").read_text().splitlines()]
+  assert len(lines) == systems[RETRIEVER]["lists"] == record["settings"]["lists"]["test"]["measured"]
+  assert all(sorted(line["ranking"]) == sorted(line["candidates"]) for line in lines)
+  print_rerank(record, tmp_path)
+  assert "autoregressive: 0.0% valid; " in capsys.readouterr().out
+  # The same run against itself, list by list.
+  how = dict(step=4, trees=False, out=tmp_path / "two" / "r.json")
+  again = evaluate_rerank(run, params, against=str(tmp_path / "one"), **how)
+  assert again["metrics"]["test"]["autoregressive"]["R@1 - one"] == 0
+  with pytest.raises(FileNotFoundError, match=r"there is no rankings.test.jsonl; evaluate that run first"):
+    evaluate_rerank(run, params, against=str(tmp_path), **how)
+
+
+def test_users_are_chosen_and_held_out_ones_are_refused(runs, tmp_path):
+  folder, params = runs
+  run = open_rerank(folder / "sft")
+  run.set_decoding(["eval_splits=test"])
+  (tmp_path / "apart.txt").write_text(f"{run.shop.users[0]}\n")
+  asked = [task.user for task in run.lists("test").tasks[:3]]
+  (tmp_path / "users.txt").write_text("\n".join(asked))
+  how = dict(step=4, trees=False)
+  evaluate_rerank(run, params, out=tmp_path / "r.json", users=str(tmp_path / "users.txt"), **how)
+  lines = [json.loads(line)["user"] for line in (tmp_path / "rankings.test.jsonl").read_text().splitlines()]
+  assert lines == asked
+  (tmp_path / "unknown.txt").write_text("nobody\n")
+  with pytest.raises(ValueError, match="'nobody' is no user of made_up"):
+    evaluate_rerank(run, params, out=tmp_path / "r.json", users=str(tmp_path / "unknown.txt"), **how)
+  apart = open_rerank(folder / "sft")
+  apart.set_decoding([f"held_out_users={tmp_path / 'apart.txt'}", "eval_splits=test"])
+  with pytest.raises(ValueError, match="is held out: such users are never evaluated"):
+    evaluate_rerank(apart, params, out=tmp_path / "r.json", users=str(tmp_path / "apart.txt"), **how)
+
+
+def test_a_folder_of_interactions_is_measured_on_the_same_items(runs, tmp_path):
+  folder, params = runs
+  run = open_rerank(folder / "sft")
+  run.set_decoding(["eval_splits=test"])
+  items = run.shop.items
+  rows = [{"item_id": item.item_id, "title": item.title} for item in items]
+  (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  events = [
+    {"user": f"new{user}", "item_id": items[item].item_id, "time": time}
+    for user, history in enumerate(run.shop.histories[:40])
+    for time, item in enumerate(history)
+  ]
+  (tmp_path / "interactions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in events))
+  out = tmp_path / "out" / "r.json"
+  record = evaluate_rerank(run, params, step=4, out=out, interactions=str(tmp_path), trees=False)
+  users = [json.loads(line)["user"] for line in (tmp_path / "out" / "rankings.test.jsonl").read_text().splitlines()]
+  assert users
+  assert all(user.startswith("new") for user in users)
+  assert record["settings"]["lists"]["test"]["asked"] == 40
