@@ -89,3 +89,15 @@ def _tiny_config(corpus_folder):
       eval_splits=("valid",), eval_batch_size=4,
     )  # fmt: skip
   return config
+
+
+@pytest.fixture(scope="session")
+def rerank_runs(tmp_path_factory):
+  """A folder with a re-ranking teacher (`sft`) and its naive conversion (`convert`), barely trained; and its state."""
+  from diffgr_jax.training import loop
+  from tests.training.tiny_rerank import tiny
+
+  folder = tmp_path_factory.mktemp("rerank")
+  _, state = loop.train_and_evaluate(tiny("sft"), folder / "sft")
+  loop.train_and_evaluate(tiny("convert", folder / "sft"), folder / "convert")
+  return folder, state

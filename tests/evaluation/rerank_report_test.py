@@ -9,17 +9,12 @@ from diffgr_jax.evaluation.rerank_answers import Written, parse_answers, ranked,
 from diffgr_jax.evaluation.rerank_report import RETRIEVER, answer_figures, evaluate_rerank, print_rerank
 from diffgr_jax.rerank.chat import encode_messages
 from diffgr_jax.rerank.prompt import render, render_prompt
-from diffgr_jax.training import loop
 from diffgr_jax.training.rerank_run import open_rerank
-from tests.training.tiny_rerank import tiny
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """A teacher and what is converted from it, barely trained."""
-  folder = tmp_path_factory.mktemp("report")
-  _, state = loop.train_and_evaluate(tiny("sft"), folder / "sft")
-  loop.train_and_evaluate(tiny("convert", folder / "sft"), folder / "convert")
+@pytest.fixture
+def runs(rerank_runs):
+  folder, state = rerank_runs
   return folder, state.params
 
 

@@ -20,11 +20,10 @@ def same_bits(a, b):
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("rerank") / "sft"
-  _, state = loop.train_and_evaluate(tiny("sft"), workdir)
-  return workdir, state
+@pytest.fixture
+def teacher(rerank_runs):
+  folder, state = rerank_runs
+  return folder / "sft", state
 
 
 def losses(workdir):
@@ -89,8 +88,7 @@ def test_cft_goes_on_from_the_teacher(teacher, tmp_path, fields):
   assert again.model == dataclasses.replace(job.model)
 
 
-def test_mid_training_hands_over_to_sft(teacher, tmp_path):
-  del teacher
+def test_mid_training_hands_over_to_sft(tmp_path):
   (tmp_path / "general.txt").write_text("some general text about nothing at all. " * 60)
   text = (str(tmp_path / "general.txt"),)
   config = tiny("mid_training", text_files=text, row_length=96, target_length=96)
