@@ -69,6 +69,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   # Traces (rerank/reasoning.py): written from evidence, files of JSON lines, or those of the run this one starts from.
   config.traces = "template"  # template | start | FILE.jsonl[+FILE.jsonl]
   config.trace_scores = "trees"  # what a template ranks by: trees (boosted, on the evidence as worded) | evidence
+  config.trace_moved = 3 if size in ("tiny", "small") else 0  # a template's ranking moves so many up; 0: by score
   config.least_reasoning = 100  # tokens
   # mid_training: shares of its examples; text needs text_files.
   config.mixture = ml_collections.ConfigDict({"next_item": 0.6, "caption": 0.4, "text": 0.0})
@@ -110,9 +111,9 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   # Rows and optimization.
   config.row_length = 544  # tokens of a packed row
   config.target_length = 256  # of them, tokens to be learned (cft: in their blocks)
-  config.batch_size = 8  # rows of the global batch
+  config.batch_size = 4  # rows of the global batch
   config.microbatches = 1
-  config.steps = int(given.get("steps", 2000))
+  config.steps = int(given.get("steps", 3000))
   config.learning_rate = 2e-3
   config.warmup_steps = min(100, config.steps // 10)
   config.lr_decay = "cosine"  # cosine | linear | constant

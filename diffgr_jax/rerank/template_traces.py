@@ -6,7 +6,8 @@
 
 The writer sees the task without its target. Its ranking is that of a score of the evidence: a hand-made one, or that
 of boosted trees. Candidates are held against each other from the first rank on, until the trace is long enough. The
-wording varies with the seed, the user and the list.
+wording varies with the seed, the user and the list. What is not moved to the front may stay in the retriever's order: a
+small model then has few choices to make, and the rest of its answer to copy.
 """
 
 from collections import Counter
@@ -81,6 +82,8 @@ class TemplateTraces:
     rules: which are kept.
     score: of each candidate of a task, the greater the better. It is never given a target.
     seed: of the wording.
+    moved: so many of the best candidates are moved to the front, and the others stay in the retriever's order; 0: all
+      stand by their scores.
   """
 
   shop: Shop
@@ -88,12 +91,20 @@ class TemplateTraces:
   rules: TraceRules
   score: Callable[[RankingTask], Sequence[int | float]] = evidence_scores
   seed: int = 0
+  moved: int = 0
+
+  def __post_init__(self):
+    if self.moved < 0:
+      raise ValueError(f"moved is a number of candidates, 0 for all, not {self.moved}")
 
   def traces(self, tasks: Sequence[RankingTask]) -> Iterator[Outcome]:
     """Yields an outcome for each task."""
     for task in tasks:
       blind = replace(task, target=-1)
       ranking = order_by_scores(task.candidates, self.score(blind))
+      if self.moved:
+        best = ranking[: self.moved]
+        ranking = (*best, *(item for item in task.candidates if item not in best))
       fault = self.rules.ranking_fault(task, ranking)  # before anything is written: most are dropped for it
       yield Outcome(task, None, fault) if fault else self.rules.judge(task, self.write(blind, ranking))
 

@@ -107,7 +107,7 @@ def _outcomes(run: RerankRun) -> Iterator[Outcome]:
   score = evidence_scores
   if config.trace_scores == "trees":
     score = tree_scores(fitted_trees(run), tasks)
-  yield from TemplateTraces(run.shop, run.prompts, rules, score, config.seed).traces(tasks)
+  yield from TemplateTraces(run.shop, run.prompts, rules, score, config.seed, config.trace_moved).traces(tasks)
 
 
 def tree_scores(trees: Trees, tasks: Sequence[RankingTask]) -> Callable[[RankingTask], Sequence[float]]:

@@ -40,7 +40,7 @@ _RULES = FieldRules(
   },
   at_least={
     "steps": 0, "list_size": 2, "list_pool": 2, "list_draws": 1, "list_folds": 0, "item_levels": 1, "item_codes": 2,
-    "history_items": -1, "title_words": -1, "name_words": -1, "supporters": -1, "least_reasoning": 0,
+    "history_items": -1, "title_words": -1, "name_words": -1, "supporters": -1, "least_reasoning": 0, "trace_moved": 0,
     "vocab_size": 300, "row_length": 8, "target_length": 8, "block_size": 1, "reasoning_weight": 0,
     "answer_weight": 0, "end_weight": 0, "decode_steps": 0, "max_new_tokens": 1, "eval_batch_size": 1,
     "eval_limit": 0, "watch_lists": 0, "temperature": 0,

@@ -89,5 +89,5 @@ def test_cells_need_names():
   assert cells_of(config) == [Cell("a", "x.py", {"seed": 1})]
   with pytest.raises(ValueError, match="at least one cell"):
     cells_of(ml_collections.ConfigDict({"cells": {}}))
-  with pytest.raises(ValueError, match=r"'\.\./a' is no name of a folder"):
-    cells_of(ml_collections.ConfigDict({"cells": {"../a": {"config": "x.py"}}}))
+  with pytest.raises(ValueError, match=r"'/a' is no name of a folder"):
+    cells_of(ml_collections.ConfigDict({"cells": {"/a": {"config": "x.py"}}}))

@@ -13,7 +13,7 @@ import pytest
 from diffgr_jax.models.transformer import abstract_params
 from diffgr_jax.parallel.mesh import make_mesh
 from diffgr_jax.parallel.preemption import Preempted
-from diffgr_jax.training import loop
+from diffgr_jax.training import docid_job, loop
 from diffgr_jax.training.checkpoint import Checkpoints, Position, abstract_state, restore_params
 from diffgr_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from diffgr_jax.training.run import open_run
@@ -70,7 +70,7 @@ def test_a_step_alone_holds_all_that_its_weights_mean(trained, tmp_path):
 def test_the_newest_stay_those_of_every_so_many_steps_and_the_best(tiny_config, tmp_path, monkeypatch):
   figures = {2: 0.9, 4: 0.1, 6: 0.2, 8: 0.3, 10: 0.4, 12: 0.5}
   watched = iter(figures.values())
-  monkeypatch.setattr(loop, "quick_metrics", lambda *_: {"valid MRR@100": next(watched)})
+  monkeypatch.setattr(docid_job, "quick_metrics", lambda *_: {"valid MRR@100": next(watched)})
   with tiny_config.unlocked():
     tiny_config.update(steps=12, checkpoint_every=2, eval_every=2, keep_checkpoints=1, keep_every=6, keep_best=1)
   loop.train_and_evaluate(tiny_config, tmp_path)

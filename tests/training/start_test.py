@@ -88,7 +88,9 @@ def test_the_corpus_start_answers_with_the_company_of_the_querys_words(tiny_conf
 def test_a_run_starts_at_a_pretrained_model_and_reads_back(tiny_config, tmp_path, tiny_bert):
   with tiny_config.unlocked():
     tiny_config.update(start="pretrained", pretrained=str(tiny_bert), slot_embeddings=False, learning_rate=1e-9)
-  run, state = loop.train_and_evaluate(tiny_config, tmp_path / "run")
+  job, state = loop.train_and_evaluate(tiny_config, tmp_path / "run")
+  assert isinstance(job, DocIdJob)
+  run = job.run
   assert run.model.norm_position == "post"
   assert run.model.head == "mlm"
   assert run.model.vocab_size == run.vocab.padded_size
