@@ -19,6 +19,7 @@ from diffgr_jax.models.encoder import sentence_vectors
 from diffgr_jax.models.hf_weights import load_hf
 from diffgr_jax.models.transformer import abstract_params, init_params
 from diffgr_jax.training import loop, start
+from diffgr_jax.training.docid_job import DocIdJob
 from diffgr_jax.training.options import check_config
 from diffgr_jax.training.run import open_run, prepare_run
 
