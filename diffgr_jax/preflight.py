@@ -41,12 +41,15 @@ def preflight(config: Any, chip: Any) -> dict[str, Any]:
   from diffgr_jax.parallel.collectives import collectives
   from diffgr_jax.parallel.mesh import make_mesh
   from diffgr_jax.training import account
+  from diffgr_jax.training.jobs import check_config
   from diffgr_jax.training.preflight import make_program, plan
+  from diffgr_jax.training.rerank_preflight import make_rerank_program, plan_rerank
 
-  step = _STEP.value
-  job = plan(config, _DOCUMENTS.value, step)
+  step, reranks = _STEP.value, config.task == "rerank"
+  check_config(config)
+  job = plan_rerank(config, step) if reranks else plan(config, _DOCUMENTS.value, step)
   mesh = make_mesh(config.mesh.to_dict(), aot.slice_devices(_TOPOLOGY.value, _SLICES.value))
-  program = make_program(step, config, job, mesh)
+  program = (make_rerank_program if reranks else make_program)(step, config, job, mesh)
   began, sent = time.perf_counter(), None
   try:
     compiled = aot.compile_for(program.lower)

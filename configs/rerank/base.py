@@ -64,6 +64,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.title_words = 0 if size in ("tiny", "small") else -1
   config.name_words = -1
   config.supporters = -1
+  config.listed = config.prompt == "compact"  # the candidates' IDs in a list of their own first
   config.evidence = True
 
   # Traces (rerank/reasoning.py): written from evidence, files of JSON lines, or those of the run this one starts from.
@@ -109,12 +110,12 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.ce_chunk = 0
 
   # Rows and optimization.
-  config.row_length = 544  # tokens of a packed row
+  config.row_length = 576  # tokens of a packed row
   config.target_length = 256  # of them, tokens to be learned (cft: in their blocks)
   config.batch_size = 4  # rows of the global batch
   config.microbatches = 1
   config.steps = int(given.get("steps", 3000))
-  config.learning_rate = 2e-3
+  config.learning_rate = 3e-3
   config.warmup_steps = min(100, config.steps // 10)
   config.lr_decay = "cosine"  # cosine | linear | constant
   config.final_lr_fraction = 0.05

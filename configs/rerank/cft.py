@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.traces = given.get("traces", "start")
   config.block_size = int(given.get("block", 32))
   config.alignment = given.get("alignment", "shifted")
-  config.row_length = 544  # messages begin at multiples of the block size
+  config.row_length = 608  # messages begin at multiples of the block size
   config.target_length = 288
   config.learning_rate = 1e-3
   return config.lock()

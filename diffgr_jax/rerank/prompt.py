@@ -10,8 +10,11 @@
 There are two sizes: `FULL`, for a chat model such as Qwen3, and `COMPACT`, for a small model with a sentencepiece
 vocabulary of ours. <x> are the DocID tokens of an item, [SEP] the chat template's (chat.py):
 
-    [BOS] history <h1> hair care tigi <h2> ... candidates <c1> bed head tigi styling products after few with 1 liked ...
-    [SEP] reasoning [SEP] [<c3>,<c1>,...] [EOS]
+    [BOS] history <h1> hair care tigi <h2> ... candidates [<c1>,<c2>,...] <c1> bed head tigi styling products after few
+    with 1 liked ... [SEP] reasoning [SEP] [<c3>,<c1>,...] [EOS]
+
+A compact prompt begins its candidates with their IDs alone, written as an answer is: what a small model does not move
+it can then copy, each ID behind the one before.
 
 Supporters are named by their DocID in a full prompt; in a compact one by their place in the history, counted back from
 the last, which is 1. Evidence comes in words (wording.py); what says nothing is not written.
@@ -109,6 +112,7 @@ class PromptOptions:
     name_words: the same for brands and categories.
     evidence: whether candidates carry their evidence.
     supporters: so many supporters are named at most.
+    listed: whether the candidates' IDs stand in a list of their own first, in the form of an answer.
   """
 
   template: ChatTemplate
@@ -119,6 +123,7 @@ class PromptOptions:
   name_words: int
   evidence: bool = True
   supporters: int = 2
+  listed: bool = False
 
   def __post_init__(self):
     for name in ("history_items", "history_title_words", "title_words", "name_words", "supporters"):
@@ -130,7 +135,7 @@ FULL = PromptOptions(
   CHATML, FULL_WORDING, history_items=20, history_title_words=12, title_words=20, name_words=6, supporters=3
 )
 COMPACT = PromptOptions(
-  COMPACT_CHAT, COMPACT_WORDING, history_items=10, history_title_words=0, title_words=2, name_words=2
+  COMPACT_CHAT, COMPACT_WORDING, history_items=10, history_title_words=0, title_words=2, name_words=2, listed=True
 )
 
 
@@ -163,6 +168,8 @@ def render_prompt(task: RankingTask, shop: Shop, options: PromptOptions) -> Mess
   for item in shown:
     contents += _item(item, (), shop, options, options.history_title_words)
   contents.append(words.candidates)
+  if options.listed:
+    contents += [" ", *_list(task.candidates, options.template)]
   for place, item in enumerate(task.candidates):
     known = _evidence(task.evidence[place], shown, options) if options.evidence else ()
     contents += _item(item, known, shop, options, options.title_words)
@@ -172,9 +179,13 @@ def render_prompt(task: RankingTask, shop: Shop, options: PromptOptions) -> Mess
 
 def render_reply(reasoning: Sequence[Content], ranking: Sequence[int], template: ChatTemplate) -> Message:
   """The assistant's part of a message."""
-  listed: list[Content] = interleave(list[Content](ranking), template.list_separator)
-  answer = segments("answer", [template.list_open, *listed, template.list_close])
+  answer = segments("answer", _list(ranking, template))
   return segments("reasoning", reasoning) + answer + (Segment("end", ""),)
+
+
+def _list(items: Sequence[int], template: ChatTemplate) -> list[Content]:
+  """Items in the form of an answer."""
+  return [template.list_open, *interleave(list[Content](items), template.list_separator), template.list_close]
 
 
 def supporters_words(

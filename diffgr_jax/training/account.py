@@ -77,7 +77,7 @@ def _temporaries(job: Plan, config: Config, mesh: Any, tokens: int, *, training:
   wide = (3 if model.mlp == "swiglu" else 2) * model.d_ff + (2 * model.n_heads + 2 * model.n_kv_heads) * model.head_dim
   of_layer = local * (4 * model.d_model + wide / tensor) * width
   kept = {"full": local * model.d_model * width, "dots": of_layer, "none": 2 * of_layer}[model.remat]
-  rows = tokens / shards / (config.prompt_length + job.canvas_length)
+  rows = tokens / shards / job.length
   logits = rows * job.canvas_length * (config.ce_chunk or model.vocab_size) / tensor * 4
   layer_weights = 2 * count_params(model) / model.n_layers / tensor * width
   if not training:
@@ -126,7 +126,7 @@ def advice(memory: Memory, model: TransformerConfig, config: Config, mesh: Any, 
       lines.append(
         f"config.microbatches={config.microbatches * 2} halves the {per_device} rows a device holds at a time"
       )
-    if not config.ce_chunk and not config.document_weight:
+    if not config.ce_chunk and not config.get("document_weight", 0.0):
       lines.append("config.ce_chunk=8192 holds the logits of that many vocabulary rows, not of all")
     if model.compute_dtype == "float32":
       lines.append("config.compute_dtype='bfloat16' halves activations and gathered weights")

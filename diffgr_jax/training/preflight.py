@@ -41,6 +41,7 @@ from diffgr_jax.parallel.aot import with_shardings
 from diffgr_jax.parallel.mesh import batch_shards
 from diffgr_jax.parallel.rules import frozen_rules, partition_spec, replicated, tree_shardings
 from diffgr_jax.stages.docid import DocIdStage
+from diffgr_jax.stages.stage import Stage
 from diffgr_jax.training.fields import Config
 from diffgr_jax.training.optimizer import optimizer_of
 from diffgr_jax.training.options import CODES, check_batch, check_config, check_mesh, transformer_config
@@ -55,8 +56,9 @@ class Plan:
   """What a job will be, as far as its config says."""
 
   model: TransformerConfig
-  canvas_length: int
-  documents: int
+  length: int  # tokens of a row, all streams of it
+  canvas_length: int  # of them, positions that logits are asked for
+  documents: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def plan(config: Config, documents: int, step: str) -> Plan:
     model = transformer_config(config, rows(config.vocab_size), canvas_length)
   rules = frozen_rules(config.rules if step == "train" else config.decode_rules)
   attention = kernel_for("tpu", config.compute_dtype) if config.attention == "auto" else config.attention
-  return Plan(dataclasses.replace(model, rules=rules, attention=attention), canvas_length, documents)
+  model = dataclasses.replace(model, rules=rules, attention=attention)
+  return Plan(model, config.prompt_length + canvas_length, canvas_length, documents)
 
 
 def make_program(step: str, config: Config, job: Plan, mesh: Mesh) -> Program:
@@ -126,13 +129,7 @@ def _array(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeS
 
 def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
   model, length = job.model, job.canvas_length
-  check_batch(config, batch_shards(mesh), 1)
   check_mesh(config, model, length, mesh)
-  optimizer, _ = optimizer_of(config)
-  shapes = abstract_params(model)
-  moments = jax.eval_shape(optimizer.init, trained_part(model, shapes))
-  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, moments)
-  state = with_shardings(state, state_shardings(model, optimizer, mesh, config.rules))
   rows = _place(mesh, model, "batch")
   batch = {
     "prompt": _array((config.batch_size, config.prompt_length), jnp.int32, rows),
@@ -141,7 +138,21 @@ def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
     "asked": _array((config.batch_size,), jnp.bool_, rows),
   }
   index = _index(config, job, replicated(mesh), replicated(mesh)) if config.document_weight else {}
-  stage = planned_stage(config, job)
+  flops = train_step_flops(model, config.batch_size, job.length, "bidirectional", logits_positions=length)
+  return train_program(config, job, mesh, planned_stage(config, job), batch, flops, index)
+
+
+def train_program(
+  config: Config, job: Plan, mesh: Mesh, stage: Stage, batch: Any, flops: int, index: Any = None
+) -> Program:
+  """The train step of a stage on abstract batches, with gradient accumulation and optimizer in it."""
+  model, index = job.model, index or {}
+  check_batch(config, batch_shards(mesh), 1)
+  optimizer, _ = optimizer_of(config)
+  shapes = abstract_params(model)
+  moments = jax.eval_shape(optimizer.init, trained_part(model, shapes))
+  state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, moments)
+  state = with_shardings(state, state_shardings(model, optimizer, mesh, config.rules))
 
   def lower():
     with jax.set_mesh(mesh):
@@ -149,14 +160,13 @@ def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
       how = dict(stage=stage, optimizer=optimizer, microbatches=config.microbatches)
       return train_step.lower(state, batch, index, seed, **how)
 
-  whole = config.prompt_length + length
   passes = {"none": 3, "dots": 3, "full": 4}[model.remat]
   return Program(
     lower=lower,
     held={"weights": state.params, "optimizer": state.opt_state, "DocID index": index, "batch": batch},
-    flops=train_step_flops(model, config.batch_size, whole, "bidirectional", logits_positions=length),
+    flops=flops,
     passes=passes * config.microbatches,
-    tokens=config.batch_size * whole // config.microbatches,
+    tokens=config.batch_size * job.length // config.microbatches,
   )
 
 
@@ -293,32 +303,38 @@ def _canvas(config: Config, job: Plan, mesh: Mesh) -> Program:
 
 def _cached(config: Config, job: Plan, mesh: Mesh) -> Program:
   """One new token a row; the cache has room for the prompt and the canvas."""
-  params, prompt, *_ = _decoding(config, job, mesh)
-  model, rows, slots = job.model, prompt.shape[0], config.prompt_length + job.canvas_length
-  laid_out = jax.eval_shape(functools.partial(decoding_params, model), params)
+  return cached_program(config, job, mesh, positions=1, slots=job.length)
+
+
+def cached_program(config: Config, job: Plan, mesh: Mesh, *, positions: int, slots: int) -> Program:
+  """A decoder's pass over the newest positions of every row, against a cache of so many slots."""
+  model, shards = job.model, batch_shards(mesh)
+  rows = -(-config.eval_batch_size // shards) * shards
+  laid_out = jax.eval_shape(functools.partial(decoding_params, model), abstract_params(model))
   params = with_shardings(laid_out, tree_shardings(mesh, laid_out, decoding_axes(model), model.rules))
   stored, by_row = _place(mesh, model, ("batch", "kv_heads"), None, None), _place(mesh, model, "batch")
   with jax.set_mesh(mesh):
     cache, tree = _abstract(lambda: init_cache(model, rows, slots), lambda x: stored if x.ndim == 3 else by_row)
-  token = _array((rows, 1), jnp.int32, by_row)
+  tokens = _array((rows, positions), jnp.int32, by_row)
+  pattern = "block_causal" if positions > 1 else "causal"
 
-  def step(params, token, position, cache, offset):
+  def step(params, tokens, position, cache, offset):
     layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position, bool))
     held = tree.unflatten(cache)
-    hidden, new = inference.extend(model, params, token, layout, held, offset, pattern="causal")
+    hidden, new = inference.extend(model, params, tokens, layout, held, offset, pattern=pattern, block_size=positions)
     return inference.logits(model, params, hidden), jax.tree.leaves(new)
 
   def lower():
     with jax.set_mesh(mesh):
       offset = _array((), jnp.int32, replicated(mesh))
-      return jax.jit(step, donate_argnums=3).lower(params, token, token, cache, offset)
+      return jax.jit(step, donate_argnums=3).lower(params, tokens, tokens, cache, offset)
 
   body, head = matmul_flops(model)
   seen = 4 * model.n_layers * model.n_heads * model.head_dim * slots
   return Program(
     lower=lower,
-    held={"weights": params, "cache": cache, "batch": token},
-    flops=rows * (body + head + seen),
+    held={"weights": params, "cache": cache, "batch": tokens},
+    flops=rows * positions * (body + head + seen),
     passes=1,
-    tokens=rows,
+    tokens=rows * positions,
   )

@@ -24,7 +24,7 @@ from diffgr_jax.stages.stage import Batch
 from diffgr_jax.training.checkpoint import restore_params
 from diffgr_jax.training.fields import Config
 from diffgr_jax.training.rerank_examples import training_examples
-from diffgr_jax.training.rerank_options import check_mesh
+from diffgr_jax.training.rerank_options import CFT, CONVERT, check_mesh
 from diffgr_jax.training.rerank_run import RerankRun, open_rerank, prepare_rerank
 from diffgr_jax.training.speed import Work
 from diffgr_jax.training.start import pretrained_folder, start_at_pretrained
@@ -93,14 +93,19 @@ class RerankJob:
     """Tokens are those of messages (once, also where two streams read them)."""
     config, tokens = self.config, int((rows["segment"] > 0).sum())
     share = config.batch_size / len(rows["segment"])
-    flops = _flops(self.model, config.stage == "cft", config.block_size, config.row_length, config.target_length)
-    flops *= 2 if config.complementary and config.stage == "cft" else 1
+    flops = training_flops(config, self.model)
     return Work(1, config.batch_size, share * tokens, float(config.batch_size * flops))
+
+
+def training_flops(config: Config, model: TransformerConfig) -> int:
+  """Operations of a training step on one full row; packed messages count as one (an upper bound of their attention)."""
+  cft = config.stage == CFT
+  flops = _flops(model, cft, config.block_size, config.row_length, config.target_length)
+  return flops * (2 if cft and config.complementary else 1)
 
 
 @functools.lru_cache(maxsize=8)
 def _flops(model: TransformerConfig, cft: bool, block_size: int, row_length: int, target_length: int) -> int:
-  """Of a training step on one full row; packed messages are counted as one (an upper bound of their attention)."""
   if not cft:
     return train_step_flops(model, 1, row_length, "causal", logits_positions=target_length)
   clean = train_step_flops(model, 1, row_length, "block_causal", block_size=block_size, logits_positions=0)
@@ -111,7 +116,7 @@ def _flops(model: TransformerConfig, cft: bool, block_size: int, row_length: int
 
 def row_shape(config: Config, pad_id: int) -> RowShape:
   """Of the rows that the config's stage reads."""
-  align = config.block_size if config.stage in ("convert", "cft") else 1
+  align = config.block_size if config.stage in (CONVERT, CFT) else 1
   return RowShape(config.row_length, config.target_length, align, pad_id)
 
 

@@ -152,7 +152,9 @@ def prompt_options(config: Config) -> PromptOptions:
   """The prompts of a config: a size, and what the config says otherwise."""
   base = {"compact": COMPACT, "full": FULL}[config.prompt]
   said = {name: config[name] for name in ("history_items", "title_words", "name_words", "supporters")}
-  return dataclasses.replace(base, evidence=config.evidence, **{k: v for k, v in said.items() if v >= 0})
+  return dataclasses.replace(
+    base, evidence=config.evidence, listed=config.listed, **{k: v for k, v in said.items() if v >= 0}
+  )
 
 
 def list_options(config: Config) -> ListOptions:
@@ -252,7 +254,7 @@ def _started_from(config: Config, shop: Shop, workdir: Path) -> RerankRun:
   first = open_rerank(Path(config.start_from))
   if first.shop.fingerprint != shop.fingerprint:
     raise ValueError(f"config.start_from {config.start_from} is a run of another shop, {first.shop.name}")
-  for field in ("prompt", "history_items", "title_words", "name_words", "supporters", "evidence"):
+  for field in ("prompt", "history_items", "title_words", "name_words", "supporters", "evidence", "listed"):
     if first.config[field] != config[field]:
       raise ValueError(
         f"config.{field} is {config[field]!r}, but {config.start_from} was trained with {first.config[field]!r}"

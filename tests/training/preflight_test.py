@@ -19,6 +19,8 @@ from diffgr_jax.parallel.collectives import Collective, collectives
 from diffgr_jax.parallel.mesh import make_mesh
 from diffgr_jax.training.account import Memory, advice, memory_of, memory_without_analysis, roofline
 from diffgr_jax.training.preflight import STEPS, make_program, plan
+from diffgr_jax.training.rerank_preflight import make_rerank_program, plan_rerank
+from tests.training import tiny_rerank
 
 
 @pytest.fixture
@@ -121,3 +123,20 @@ def test_the_command_on_a_slice():
   record = json.loads(ran.stdout)
   assert (record["fits"], record["devices"], record["memory"]["capacity"]) == (True, 4, 15.75 * 2**30)
   assert {axis for one in record["collectives"] for axis in one["axes"]} == {"fsdp"}
+
+
+@pytest.mark.parametrize("stage", ["sft", "cft"])
+def test_a_reranker_s_train_step_is_planned_by_its_config_alone(stage):
+  config = tiny_rerank.tiny(stage, "w" if stage == "cft" else "", mesh={"fsdp": 4, "tensor": 2})
+  job = plan_rerank(config, "train")
+  mesh = make_mesh(config.mesh.to_dict())
+  program = make_rerank_program("train", config, job, mesh)
+  text = program.lower().as_text()
+  assert "func" in text
+  assert program.tokens == 8 * (416 + (256 if stage == "cft" else 0))
+  assert program.flops > 0
+  cached = make_rerank_program("cached", config, plan_rerank(config, "cached"), mesh)
+  assert cached.tokens == 8 * (8 if stage == "cft" else 1)
+  cached.lower()
+  with pytest.raises(ValueError, match="--step=one_pass is of DocID retrieval; re-ranking has train and cached"):
+    plan_rerank(config, "one_pass")

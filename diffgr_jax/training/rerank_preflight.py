@@ -1,0 +1,84 @@
+"""The step of a re-ranking config as a program for a slice of TPUs (preflight.py has DocID retrieval, and the parts).
+
+train    the train step of mid_training, sft or cft on packed rows
+cached   a pass of the decoder: one token a row, or of a converted model one block, against a cache of a whole row
+"""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from diffgr_jax.data.vocab import ROW_MULTIPLE, SPECIAL_TOKENS
+from diffgr_jax.models.hf import read_spec
+from diffgr_jax.models.kernels import kernel_for
+from diffgr_jax.parallel.rules import frozen_rules, partition_spec
+from diffgr_jax.training.fields import Config
+from diffgr_jax.training.options import lora_fields, transformer_config
+from diffgr_jax.training.preflight import Plan, Program, cached_program, train_program
+from diffgr_jax.training.rerank_job import training_flops
+from diffgr_jax.training.rerank_options import CFT, CONVERT, check_mesh
+from diffgr_jax.training.rerank_run import make_stage
+
+
+def plan_rerank(config: Config, step: str) -> Plan:
+  """The model of a config without its shop: rows of the vocabulary come from the config alone.
+
+  Raises:
+    ValueError: the config is refused, or a step that re-ranking does not have.
+  """
+  if step not in ("train", "cached"):
+    raise ValueError(f"--step={step} is of DocID retrieval; re-ranking has train and cached")
+  ids = config.item_levels * config.item_codes
+  rows = lambda pieces: -(-(len(SPECIAL_TOKENS) + pieces + ids) // ROW_MULTIPLE) * ROW_MULTIPLE
+  if config.pretrained:
+    folder = Path(config.pretrained)
+    if not (folder / "config.json").exists():
+      raise ValueError(f"config.pretrained: {folder} holds no config.json, which says what model is to be compiled")
+    spec = read_spec(folder).config
+    model = dataclasses.replace(
+      spec,
+      vocab_size=rows(spec.vocab_size),
+      param_dtype=config.param_dtype,
+      compute_dtype=config.compute_dtype,
+      remat=config.remat,
+      **lora_fields(config),
+    )
+  else:
+    model = transformer_config(config, rows(config.vocab_size), canvas_length=1)
+  converted = config.stage in (CONVERT, CFT)
+  rules = frozen_rules(config.rules if step == "train" else config.decode_rules)
+  attention = kernel_for("tpu", config.compute_dtype) if config.attention == "auto" else config.attention
+  if attention == "splash" and converted and not config.whole_stream:
+    attention = "reference"  # as `auto` has it there
+  model = dataclasses.replace(
+    model,
+    rules=rules,
+    attention=attention,
+    alignment=config.alignment,
+    pattern="block_causal" if converted else "causal",
+  )
+  streams = config.row_length
+  if step == "train" and converted:
+    streams += config.row_length if config.whole_stream else config.target_length
+  return Plan(model, streams, config.target_length)
+
+
+def make_rerank_program(step: str, config: Config, job: Plan, mesh: Mesh) -> Program:
+  """The step as a program for the mesh.
+
+  Raises:
+    ValueError: the mesh does not divide what the rules split over it; with the numbers.
+  """
+  if step == "cached":
+    positions = config.block_size if config.stage in (CONVERT, CFT) else 1
+    return cached_program(config, job, mesh, positions=positions, slots=config.row_length)
+  check_mesh(config, job.model, mesh)
+  rows = NamedSharding(mesh, partition_spec(("batch",), dict(job.model.rules)))
+  row = lambda length: jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32, sharding=rows)
+  batch = {name: row(config.row_length) for name in ("tokens", "position", "segment", "part")}
+  batch["target_at"] = row(config.target_length)
+  stage = make_stage(config, job.model, job.model.vocab_size)
+  return train_program(config, job, mesh, stage, batch, config.batch_size * training_flops(config, job.model))
