@@ -5,8 +5,8 @@
     T steps         denoising, greedy or sampled, in blocks or not; constrained it names a document that exists, free
                     it may name none. One document a query
     pseudo beam     several constrained canvases that begin differently, ranked by the one-pass score (pseudo_beam.py)
-    match           the documents nearest to one generated code, or to several sampled ones, ranked by the one-pass
-    score chain rule      the best documents of one pass, scored again token by token (chain_rule.py)
+    match           the documents nearest to one generated code, or to several sampled ones, by the one-pass score
+    chain rule      the best documents of one pass, scored again token by token (chain_rule.py)
     beam            an autoregressive model's beam search in the trie of DocIDs that exist; width 1 is greedy
 
 `methods_of` makes them from a config.

@@ -28,6 +28,7 @@ from diffgr_jax.models.inference import decoding_params
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.rerank.answer import Answers, answer_form, answer_starts, candidate_codes, parse_tokens, rankings
 from diffgr_jax.rerank.chat import encode_messages
+from diffgr_jax.rerank.model_traces import Sample
 from diffgr_jax.rerank.prompt import render_prompt
 from diffgr_jax.rerank.records import RankingTask
 from diffgr_jax.training.rerank_run import RerankRun
@@ -127,6 +128,25 @@ def _decoder(run: RerankRun, params: Params, longest: int, batch: int):
     return tokens[: len(prompts)], np.where(tokens != vocab.pad_id, step, -1)[: len(prompts)]
 
   return autoregressive if run.decoder == "autoregressive" else block
+
+
+def make_sampler(run: RerankRun, params: Params, tasks: Sequence[RankingTask], batch: int) -> Sample:
+  """What `rerank.model_traces.ModelTraces` draws answers with: the run's decoder at its temperature.
+
+  Args:
+    run: an autoregressive run.
+    params: its weights.
+    tasks: all that will be asked for, so that one program serves them.
+    batch: prompts of a call, at most.
+  """
+  decode = _decoder(run, params, max(map(len, list_prompts(run, tasks))), batch)
+
+  def sample(prompts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+    seeds = (np.arange(len(prompts), dtype=np.uint32) + np.uint32(seed)).view(np.int32)
+    tokens, passes = decode([list(prompt) for prompt in prompts], seeds)
+    return [row[own >= 0].tolist() for row, own in zip(tokens, passes, strict=True)]
+
+  return sample
 
 
 def _written(run: RerankRun, tokens: np.ndarray, passes: np.ndarray, seconds: float) -> Written:

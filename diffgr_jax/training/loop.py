@@ -52,7 +52,6 @@ def train_and_evaluate(
 
   # --- data, vocabulary, identifiers ---
   job = make_job(config, workdir)
-  iterator, shared = job.batches(mesh), job.shared(mesh)
   job.check_mesh(mesh)
 
   # --- model, optimizer, state ---
@@ -74,6 +73,14 @@ def train_and_evaluate(
     state = dataclasses.replace(state, params=job.starting(state.params, shardings.params))
   else:
     state, position = checkpoints.restore(last_saved, abstract_state(state, shardings), position)
+  if not config.steps:  # nothing is trained: the start itself is what is kept
+    if last_saved is None:
+      checkpoints.save(0, state, position)
+    checkpoints.wait()
+    checkpoints.close()
+    return job, state
+  iterator, shared = job.batches(mesh), job.shared(mesh)
+  if last_saved is not None:
     skip_to(iterator, position.examples, config.batch_size)
     LOGGER.info("goes on from checkpoint %d, example %d", last_saved, position.examples)
 
@@ -103,8 +110,6 @@ def train_and_evaluate(
       interval = _Interval(Work(), time.monotonic(), lost.between_steps)
 
   try:
-    if not config.steps and last_saved is None:  # nothing to train: the start itself is what is kept
-      checkpoints.save(0, state, position)
     with notice_of_preemption() as notice:
       for step in range(start + 1, config.steps + 1):
         rows = _next_batch(iterator, lost, pending)

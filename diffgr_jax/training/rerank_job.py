@@ -123,4 +123,4 @@ def row_shape(config: Config, pad_id: int) -> RowShape:
 def rerank_job(config: Config, workdir: Path) -> RerankJob:
   """Builds, or reads, the run and its examples."""
   run = prepare_rerank(config, workdir)
-  return RerankJob(run, training_examples(run))
+  return RerankJob(run, training_examples(run) if config.steps else ())

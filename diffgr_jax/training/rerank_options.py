@@ -68,8 +68,8 @@ def check_config(config: Config) -> None:
     )
   if config.stage in (CONVERT, CFT) and config.start != "run":
     raise ValueError(f"config.stage {config.stage!r} converts a trained model: config.start must be 'run'")
-  if (config.stage == CONVERT) != (config.steps == 0):
-    raise ValueError(f"config.steps must be 0 for the stage 'convert', and only there, not {config.steps}")
+  if config.stage == CONVERT and config.steps:
+    raise ValueError(f"config.steps must be 0 for the stage 'convert', which trains nothing, not {config.steps}")
   _check_rows(config)
   _check_traces(config)
   if config.stage in (MID_TRAINING, SFT) and config.decoder == "block":

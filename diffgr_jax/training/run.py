@@ -282,6 +282,8 @@ def open_run(workdir: Path) -> Run:
   if not (workdir / "config.json").exists():
     raise FileNotFoundError(f"{workdir} holds no run (no config.json): train one with python -m diffgr_jax.main")
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  if record["config"].get("task", "docid") != "docid":
+    raise ValueError(f"{workdir} holds a re-ranking run, not one on DocIDs: python -m diffgr_jax.evaluate reads it")
   run = Run(
     workdir,
     ml_collections.ConfigDict(_fields(record["config"])),

@@ -127,7 +127,7 @@ def test_the_command_on_a_slice():
 
 @pytest.mark.parametrize("stage", ["sft", "cft"])
 def test_a_reranker_s_train_step_is_planned_by_its_config_alone(stage):
-  config = tiny_rerank.tiny(stage, "w" if stage == "cft" else "", mesh={"fsdp": 4, "tensor": 2})
+  config = tiny_rerank.tiny(stage, "w" if stage == "cft" else "", mesh={"fsdp": 4, "tensor": 2}, attention="reference")
   job = plan_rerank(config, "train")
   mesh = make_mesh(config.mesh.to_dict())
   program = make_rerank_program("train", config, job, mesh)

@@ -19,7 +19,7 @@ from tests.training.tiny_rerank import tiny
     ("sft", {"alignment": "same_position"}, "config.alignment must be 'shifted' for an autoregressive model"),
     ("sft", {"traces": "start"}, "config.traces 'start' are those of another run"),
     ("sft", {"traces": "/no/such.jsonl"}, "there is no '/no/such.jsonl'"),
-    ("sft", {"steps": 0}, "config.steps must be 0 for the stage 'convert', and only there"),
+    ("convert", {"steps": 5}, "config.steps must be 0 for the stage 'convert', which trains nothing"),
     ("sft", {"held_out_users": "/no/such"}, "config.held_out_users is a file that exists"),
     ("cft", {"row_length": 100}, r"config.row_length \(100\) must be a multiple of config.block_size \(8\)"),
     ("cft", {"start": "random", "start_from": "", "traces": "template"}, "config.start must be 'run'"),
