@@ -3,12 +3,16 @@
 import gc
 import json
 import os
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 import pytest
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs are compiled once for all modules, workers and commands that the tests start, and for the next time.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Before the first import of diffgr_jax: annotations such as Float[Array, "B L V"] are then checked at every call.
 install_import_hook("diffgr_jax", "beartype.beartype")
 
