@@ -1,7 +1,8 @@
 """The one parser: what a model wrote, as a ranking of the candidates or as the fault it has.
 
-    answer     list_open ID separator ID separator ... ID list_close [EOS]       an ID: one code of every level, in
-    order
+    answer     list_open ID separator ID separator ... ID list_close [EOS]
+
+An ID is one code of every level, in order; the separator may be nothing, since an ID's length is known.
 
 Every answer gets one verdict. Of several faults the greatest counts:
 
@@ -105,8 +106,8 @@ def answer_form(vocab: Vocabulary, template: ChatTemplate) -> AnswerForm:
   parts = (template.list_open, template.list_separator, template.list_close)
   opening, separator, closing = map(tuple, text_tokens(parts, vocab))
   marker = markers_tokens(template.answer_open, vocab)
-  if not (marker and separator and closing):
-    raise ValueError(f"an answer needs a marker before it, a separator and an end of its list; got {template}")
+  if not (marker and closing):
+    raise ValueError(f"an answer needs a marker before it and an end of its list; got {template}")
   (eos_id,) = marker_tokens("[EOS]", vocab)
   first = vocab.docid_token(0, 0)
   return AnswerForm(marker, opening, separator, closing, eos_id, first, vocab.docid_codes, vocab.docid_levels)
@@ -200,7 +201,7 @@ def _spells(
 
 
 def parse_texts(texts: Sequence[str], finished: Sequence[bool], candidates: Int[np.ndarray, "B C L"]) -> Answers:
-  """Parses answers as texts: a list in brackets, IDs with or without quotes, alone or as {"ranking": [...]}.
+  """Parses answers as texts: a list in brackets, IDs with or without quotes and commas, alone or as {"ranking": [...]}.
 
   The list is the one that the last `[` opens, behind any </think>. IDs are <a_12><b_7>... or <d0_12><d1_7>..., with or
   without space between their tokens.
@@ -264,7 +265,7 @@ def _read_list(text: str, levels: int) -> tuple[list[tuple[int, ...]], bool]:
     if len(entry) > 1 and entry[0] == entry[-1] == '"':
       entry = entry[1:-1]
     codes = _run_codes(entry, levels) if _ID_TOKENS.fullmatch(entry.rstrip()) else []
-    if len(codes) != 1:
+    if not codes:
       return found, False
     found += codes
   return found, bool(close) and rest.strip() in ("", "}")

@@ -10,8 +10,8 @@
 There are two sizes: `FULL`, for a chat model such as Qwen3, and `COMPACT`, for a small model with a sentencepiece
 vocabulary of ours. <x> are the DocID tokens of an item, [SEP] the chat template's (chat.py):
 
-    [BOS] history <h1> hair care tigi <h2> ... candidates [<c1>,<c2>,...] <c1> bed head tigi styling products after few
-    with 1 liked ... [SEP] reasoning [SEP] [<c3>,<c1>,...] [EOS]
+    [BOS] history <h1> hair care tigi <h2> ... candidates [<c1><c2>...] <c1> bed head tigi styling products after few
+    with 1 liked ... [SEP] reasoning [SEP] [<c3><c1>...] [EOS]
 
 A compact prompt begins its candidates with their IDs alone, written as an answer is: what a small model does not move
 it can then copy, each ID behind the one before.

@@ -79,7 +79,7 @@ def reference_verdict(row, form, candidates):
       ids.append(eat_id())
       if ids[-1] is None:
         return Verdict.UNPARSABLE, None
-      if not eat(form.separator):
+      if rest == form.list_close or not eat(form.separator):
         break
     if rest != form.list_close:
       return Verdict.UNPARSABLE, None
@@ -160,7 +160,7 @@ def test_faults_of_form(size):
     "no marker": (good[len(marker) :], Verdict.UNPARSABLE, 0),
     "a marker behind": ([*good[:-1], *marker, form.eos_id], Verdict.UNPARSABLE, 0),
     "not closed": ([*good[:-closing], form.eos_id], Verdict.UNPARSABLE, 3),
-    "a separator at the end": ([*good[:-closing], *comma, *good[-closing:]], Verdict.UNPARSABLE, 3),
+    "something before the end": ([*good[:-closing], *(comma or [9]), *good[-closing:]], Verdict.UNPARSABLE, 3),
     "a code too few": (good[: third - len(comma) - 1] + good[third - len(comma) :], Verdict.UNPARSABLE, 1),
     "levels in another order": (
       [*good[:third], *reversed(good[third : third + LEVELS]), *good[third + LEVELS :]], Verdict.UNPARSABLE, 2
@@ -257,7 +257,8 @@ TEXT = '"<a_1><b_2><c_3><d_4>"'
     (f"[{TEXT}, {TEXT}]", Verdict.DUPLICATE, 2),
     (f'[{TEXT}, "<a_1><b_2><c_3><d_6>"]', Verdict.OUT_OF_SET, 2),
     (f"[{TEXT} {TEXT}]", Verdict.UNPARSABLE, 0),
-    ("[<a_1><b_2><c_3><d_4><a_1><b_2><c_3><d_5>]", Verdict.UNPARSABLE, 0),
+    ("[<a_1><b_2><c_3><d_4><a_1><b_2><c_3><d_5>]", Verdict.OK, 2),
+    ("[<a_1><b_2><c_3><d_4><a_1><b_2><c_3>]", Verdict.UNPARSABLE, 0),
     (f"[{TEXT}, <a_1><b_2><c_3>]", Verdict.UNPARSABLE, 1),
     (f"[{TEXT}, <b_2><a_1><c_3><d_4>]", Verdict.UNPARSABLE, 1),
     (f"[{TEXT},]", Verdict.UNPARSABLE, 1),

@@ -29,7 +29,7 @@ def test_a_compact_prompt_reads_as_promised():
   text = shown(p.render_prompt(TASK, SHOP, p.COMPACT))
   assert text == (
     "[BOS]history #0 Opi Nails #1 Styling Products #0 Opi Nails"
-    " candidates [#3,#2] #3 Top Coat Opi Nails after two with 2 1 known brand one kind two twin #2 before one[SEP]"
+    " candidates [#3#2] #3 Top Coat Opi Nails after two with 2 1 known brand one kind two twin #2 before one[SEP]"
   )
 
 
@@ -51,7 +51,7 @@ def test_a_full_prompt_reads_as_promised():
 
 def test_options_leave_out_what_they_say():
   text = shown(p.render_prompt(TASK, SHOP, replace(p.COMPACT, evidence=False, history_items=0, title_words=0)))
-  assert text == "[BOS]history candidates [#3,#2] #3 Opi Nails #2 [SEP]"
+  assert text == "[BOS]history candidates [#3#2] #3 Opi Nails #2 [SEP]"
   unlisted = replace(p.COMPACT, evidence=False, history_items=0, title_words=0, listed=False)
   assert shown(p.render_prompt(TASK, SHOP, unlisted)) == "[BOS]history candidates #3 Opi Nails #2 [SEP]"
   assert "#0" not in shown(
