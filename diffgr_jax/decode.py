@@ -1,7 +1,8 @@
 """Asks a trained model or lets a converted one write; every decoder and policy by flag. Exactly one of
 
 python -m diffgr_jax.decode --workdir=DIR --query="join path components"     a DocID run: ranked documents (one-pass
-                                                                             scores), and how a DocID is denoised
+                                                                             scores), and how a DocID is denoised; of an
+                                                                             autoregressive run its beams
 python -m diffgr_jax.decode --checkpoint=DIR --prompt="Once upon a time"     a checkpoint of `convert --from_hf`, with
                                                                              the tokenizer that came with it
 
@@ -15,6 +16,7 @@ import sys
 from typing import Any
 
 from absl import flags
+from rich.console import Console
 
 from diffgr_jax import cli
 from diffgr_jax.decoding.remasking import check_remasking
@@ -34,7 +36,7 @@ from diffgr_jax.training.options import check_config
 from diffgr_jax.training.pretrained import load_pretrained, read_spec
 from diffgr_jax.training.run import Run, open_run
 from diffgr_jax.viz.steps import draw_trace
-from diffgr_jax.viz.worked import Denoising, answer_query, show_answer
+from diffgr_jax.viz.worked import Denoising, answer_by_beams, answer_query, show_answer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained DocID run")
 _STEP = flags.DEFINE_integer("step", None, "--workdir: of the checkpoint; default: the newest")
@@ -130,9 +132,8 @@ def _write(folder: Path) -> None:
 def _ask(workdir: Path) -> None:
   run = open_run(workdir)
   if run.autoregressive:
-    raise ValueError(
-      f"{workdir} holds an autoregressive run, without a canvas to denoise: evaluate ranks with its beams"
-    )
+    _search(run)
+    return
   run.set_decoding(_SET.value)
   denoising = _set_denoising(run)
   check_config(run.config)
@@ -145,6 +146,18 @@ def _ask(workdir: Path) -> None:
       show_answer(answer)
     if _TRACE_PNG.value:
       print(f"drawn: {answer.draw(Path(_TRACE_PNG.value))}", file=sys.stderr)
+
+
+def _search(run: Run) -> None:
+  """Answers by an autoregressive run's beam search; it has no canvas to denoise."""
+  for name in (*_HOW, "constrained", "set", "trace_png"):
+    if flags.FLAGS[name].present and not (name == "decoder" and flags.FLAGS[name].value == "beam"):
+      raise ValueError(f"--{name} is not for an autoregressive run: it answers with its --top beams")
+  params, _ = answering_params(run, _STEP.value)
+  console = None if _JSON.value else Console()
+  for text in _lines(_QUERY.value, "query"):
+    if answer := answer_by_beams(run, params, text, top=_TOP.value, console=console):
+      print(answer, flush=True)
 
 
 def _set_denoising(run: Run) -> Denoising:

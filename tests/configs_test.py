@@ -5,12 +5,15 @@ import importlib
 import pytest
 
 from diffgr_jax.evaluation.study import cells_of
-from diffgr_jax.training.options import check_config
+from diffgr_jax.training.jobs import check_config
 
 ARGUMENTS = {
   "quickstart": "", "docid.folder": "path=somewhere", "docid.minilm": "", "docid.nq320k": "path=somewhere",
   "docid.msmarco": "path=somewhere,part=passages,limit=1000", "docid.codes": "index=codes.npz",
-  "docid.autoregressive": "", "pod.docid": "size=1b",
+  "docid.autoregressive": "", "pod.docid": "size=1b", "rerank.mid_training": "shop=amazon_beauty,path=here",
+  "rerank.sft": "pool=50,size=base", "rerank.convert": "start=w",
+  "rerank.cft": "start=w,block=8,alignment=same_position",
+  "pod.rerank": "stage=cft,start=w",
 }  # fmt: skip
 
 
@@ -27,6 +30,12 @@ def test_a_config_is_accepted_as_it_stands(name):
 def test_an_unknown_argument_is_named(name):
   with pytest.raises(ValueError, match="depth=3: arguments are key=value with key one of"):
     importlib.import_module(f"configs.{name}").get_config("depth=3")
+
+
+@pytest.mark.parametrize("name", ["rerank.convert", "rerank.cft", "pod.rerank"])
+def test_a_conversion_needs_a_start(name):
+  with pytest.raises(ValueError, match="start=WORKDIR"):
+    importlib.import_module(f"configs.{name}").get_config("")
 
 
 @pytest.mark.parametrize("name", ["folder", "nq320k", "msmarco"])

@@ -1,4 +1,7 @@
-"""One query answered in full: the ranking of one-pass scoring, and how a DocID is denoised beside it."""
+"""One query answered in full: the ranking of one-pass scoring, and how a DocID is denoised beside it.
+
+An autoregressive run has no canvas: it answers with the documents of its beam search.
+"""
 
 from dataclasses import dataclass
 import json
@@ -10,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from diffgr_jax.data.pipeline import encode_prompts
+from diffgr_jax.decoding.beam import decode_beams
 from diffgr_jax.decoding.canvas import DecodeOptions
 from diffgr_jax.decoding.constraint import matching_documents
 from diffgr_jax.decoding.denoiser import GuidedDenoiser
@@ -17,6 +21,7 @@ from diffgr_jax.decoding.policies import make_policy
 from diffgr_jax.decoding.schedules import EVEN, Schedule
 from diffgr_jax.decoding.scoring import one_pass_retrieve
 from diffgr_jax.decoding.trace import Trace, trace_decode
+from diffgr_jax.docid.trie import build_trie
 from diffgr_jax.training.run import Run
 from diffgr_jax.viz.steps import draw_trace, render_ranking, render_trace
 
@@ -121,6 +126,35 @@ def answer_query(
   return Answer(
     run, query, np.asarray(ranked)[0], np.asarray(scores)[0], trace, int(matches[0]) if len(matches) else None
   )
+
+
+def answer_by_beams(run: Run, params: Any, query: str, *, top: int = 10, console: Console | None = None) -> str:
+  """Ranks documents by an autoregressive run's beam search of width `top`, in the trie of those that exist.
+
+  Args:
+    run: of the paradigm autoregressive.
+    params: its weights.
+    query: the question.
+    top: documents.
+    console: where the ranking is printed; None: it is returned as JSON instead.
+
+  Returns:
+    The JSON, or "" where it was printed.
+  """
+  prompt = jnp.asarray(encode_prompts([query], run.vocab, run.config.prompt_length))
+  trie, width = build_trie(run.index), min(top, len(run.index.doc_ids))
+  valid = prompt != run.vocab.pad_id
+  beams = decode_beams(params, prompt, valid, run.banned, trie, config=run.model, width=width, renormalise=True)
+  found = [int(document) for document in np.asarray(beams.document)[0] if document >= 0]
+  scores = np.asarray(beams.score)[0, : len(found)].tolist()
+  ids, titles = ([names[at] for at in found] for names in (run.index.doc_ids, run.index.titles))
+  if console is None:
+    rows = zip(ids, titles, scores, strict=True)
+    ranking = [{"doc_id": i, "title": title, "score": round(score, 4)} for i, title, score in rows]
+    return json.dumps({"query": query, "ranking": ranking})
+  console.print(f'\n"{query}"', style="bold", markup=False, highlight=False)
+  console.print(render_ranking(scores, ids, titles))
+  return ""
 
 
 def show_answer(answer: Answer, *, relevant: tuple[str, ...] = (), console: Console | None = None) -> None:

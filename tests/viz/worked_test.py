@@ -13,7 +13,7 @@ from rich.console import Console
 
 from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.decoding.denoiser import log_probabilities
-from diffgr_jax.viz.worked import answer_query, show_answer, show_worked_queries
+from diffgr_jax.viz.worked import answer_by_beams, answer_query, show_answer, show_worked_queries
 
 QUERY = "where is the river"
 
@@ -85,3 +85,20 @@ def test_worked_queries_draw_the_first_one(untrained, tmp_path, capsys):
   shown = capsys.readouterr().out
   assert shown.index('"copper cloud"') < shown.index('"lamp"')
   assert shown.count("denoised to: ") == 2
+
+
+def test_an_autoregressive_run_answers_by_its_beams(untrained):
+  """Whatever the weights, the beams are distinct documents that exist, by falling score."""
+  run, params, _ = untrained
+  model = dataclasses.replace(run.model, alignment="shifted", pattern="prefix_causal")
+  rival = dataclasses.replace(run, model=model)
+  row = json.loads(answer_by_beams(rival, params, QUERY, top=5))
+  assert row["query"] == QUERY
+  ids, scores = ([entry[key] for entry in row["ranking"]] for key in ("doc_id", "score"))
+  assert len(set(ids)) == 5
+  assert set(ids) <= set(run.index.doc_ids)
+  assert scores == sorted(scores, reverse=True)
+  out = io.StringIO()
+  assert answer_by_beams(rival, params, QUERY, top=5, console=Console(file=out, width=100)) == ""
+  assert QUERY in out.getvalue()
+  assert all(entry["title"].split()[0] in out.getvalue() for entry in row["ranking"])
