@@ -7,7 +7,7 @@ learns from: --config=configs/rerank/cft.py:start=W/sft,traces=DIR/traces-00000-
 
 A pretrained chat model is asked the same way, once a run holds it: python -m diffgr_jax.main
 --config=configs/rerank/sft.py:steps=0 --config.start=pretrained --config.pretrained=DIR --config.prompt=full
---config.listed=False --workdir=W/teacher
+--workdir=W/teacher
 """
 
 from pathlib import Path

@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.start = "run" if start else "pretrained"
     config.start_from, config.pretrained = start, "" if start else pretrained
   config.traces = "start" if stage == "cft" else "template"
-  config.prompt, config.listed = "full", False
+  config.prompt = "full"
   config.vocab_size = 151_936
   config.item_codes = 256
   config.remat = "full"

@@ -64,7 +64,6 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.title_words = 0 if size in ("tiny", "small") else -1
   config.name_words = -1
   config.supporters = -1
-  config.listed = config.prompt == "compact"  # the candidates' IDs in a list of their own first
   config.evidence = True
 
   # Traces (rerank/reasoning.py): written from evidence, files of JSON lines, or those of the run this one starts from.

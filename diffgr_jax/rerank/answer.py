@@ -1,8 +1,9 @@
 """The one parser: what a model wrote, as a ranking of the candidates or as the fault it has.
 
-    answer     list_open ID separator ID separator ... ID list_close [EOS]
+    answer     list_open entry separator entry separator ... entry list_close [EOS]
+    entry      ID, or any label of the template and ID; the ID decides
 
-An ID is one code of every level, in order; the separator may be nothing, since an ID's length is known.
+An ID is one code of every level, in order; the separator may be nothing, since an entry's length is known.
 
 Every answer gets one verdict. Of several faults the greatest counts:
 
@@ -26,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import enum
 import functools
+import itertools
 import math
 import re
 from typing import Literal
@@ -44,6 +46,7 @@ NO_CODE = -1  # where there is no candidate
 
 _ID_TOKEN = re.compile(r"<([a-z]+[0-9]*)_([0-9]{1,6})>")
 _ID_TOKENS = re.compile(r"(?:\s*<[a-z]+[0-9]*_[0-9]{1,6}>)+")
+_LABEL = re.compile(r"(?:^|(?<=[>,]))\s*[a-z]\s*(?=<[a-z])")  # before an ID, in a list
 _THINK_END = "</think>"
 
 
@@ -70,6 +73,7 @@ class AnswerForm:
   first_code: int  # the token of code 0 of level 0; those of a level follow each other
   level_codes: int
   levels: int
+  labels: tuple[int, ...] = ()  # one of which stands before each ID: the first letters that are single tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +114,11 @@ def answer_form(vocab: Vocabulary, template: ChatTemplate) -> AnswerForm:
     raise ValueError(f"an answer needs a marker before it and an end of its list; got {template}")
   (eos_id,) = marker_tokens("[EOS]", vocab)
   first = vocab.docid_token(0, 0)
-  return AnswerForm(marker, opening, separator, closing, eos_id, first, vocab.docid_codes, vocab.docid_levels)
+  labels = text_tokens([template.label(place) for place in range(len(template.labels))], vocab)
+  labels = tuple(rows[0] for rows in itertools.takewhile(lambda rows: len(rows) == 1, labels))
+  if template.labels and len(labels) < 2:
+    raise ValueError("the tokenizer has no single tokens for the template's labels: train the vocabulary on prompts")
+  return AnswerForm(marker, opening, separator, closing, eos_id, first, vocab.docid_codes, vocab.docid_levels, labels)
 
 
 def candidate_codes(codes: Int[np.ndarray, "N L"], lists: Sequence[Sequence[int]]) -> Int[np.ndarray, "B C L"]:
@@ -142,7 +150,8 @@ def parse_tokens(tokens: Int[np.ndarray, "B T"], form: AnswerForm, candidates: I
   Raises:
     ValueError: there are no candidates.
   """
-  levels, period = form.levels, form.levels + len(form.separator)
+  levels, lead = form.levels, 1 if form.labels else 0
+  period = lead + levels + len(form.separator)
   margin = len(form.marker) + len(form.list_open) + period + len(form.list_close)
   padded = np.pad(tokens.astype(np.int64), ((0, 0), (0, margin)), constant_values=-1)
   ends = padded == form.eos_id
@@ -155,9 +164,11 @@ def parse_tokens(tokens: Int[np.ndarray, "B T"], form: AnswerForm, candidates: I
   first = start + len(form.list_open)
   at = first[:, None] + period * np.arange(tokens.shape[1] // period + 1)  # IDs stand at even distances
   level = np.arange(levels)
-  codes = _take(padded, at[..., None] + level) - form.first_code - form.level_codes * level
+  codes = _take(padded, at[..., None] + lead + level) - form.first_code - form.level_codes * level
   is_id = ((codes >= 0) & (codes < form.level_codes)).all(axis=-1) & opened[:, None]
-  goes_on = np.logical_and.accumulate(is_id & _spells(padded, at + levels, form.separator), axis=1)
+  if form.labels:
+    is_id &= np.isin(_take(padded, at), form.labels)
+  goes_on = np.logical_and.accumulate(is_id & _spells(padded, at + lead + levels, form.separator), axis=1)
   read = is_id & np.pad(goes_on[:, :-1], ((0, 0), (1, 0)), constant_values=True)
 
   count = read.sum(axis=1)
@@ -258,6 +269,7 @@ def _read_list(text: str, levels: int) -> tuple[list[tuple[int, ...]], bool]:
   if start < 0 or _THINK_END in text[start:]:
     return [], False
   body, close, rest = text[start + 1 :].partition("]")
+  body = _LABEL.sub("", body)
   found: list[tuple[int, ...]] = []
   entries = body.split(",") if body.strip() else []
   for entry in entries:

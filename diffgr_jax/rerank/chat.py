@@ -72,9 +72,10 @@ class ChatTemplate:
     answer_open: before the answer; never inside a reasoning.
     end: the end of the message, always the vocabulary's [EOS].
     list_open: before the first ID of a ranking.
-    list_separator: between two IDs; "" where an ID's first code follows the last one of the ID before. Copying a list
-      is then to find the last token again and take what followed it, which a small model learns early.
+    list_separator: between two entries.
     list_close: after the last one.
+    labels: a letter for each candidate, before its ID wherever it is named; "": none. The ID of a letter stands behind
+      it in the prompt, and one letter follows another in the alphabet: a small model learns both early.
   """
 
   start: tuple[str, ...]
@@ -88,6 +89,19 @@ class ChatTemplate:
   list_separator: str
   list_close: str
   end: tuple[str, ...] = ("[EOS]",)
+  labels: str = ""
+
+  def label(self, place: int) -> str:
+    """What stands before the ID of the candidate at a place of the list; "" without labels.
+
+    Raises:
+      ValueError: there are more candidates than letters.
+    """
+    if not self.labels:
+      return ""
+    if place >= len(self.labels):
+      raise ValueError(f"a chat template with {len(self.labels)} labels has none for candidate {place + 1} of a list")
+    return f" {self.labels[place]}"
 
 
 CHATML = ChatTemplate(
@@ -114,6 +128,7 @@ COMPACT_CHAT = ChatTemplate(
   list_open="[",
   list_separator="",
   list_close="]",
+  labels="abcdefghijklmnopqrstuvwxyz",
 )
 
 

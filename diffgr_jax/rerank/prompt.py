@@ -10,11 +10,8 @@
 There are two sizes: `FULL`, for a chat model such as Qwen3, and `COMPACT`, for a small model with a sentencepiece
 vocabulary of ours. <x> are the DocID tokens of an item, [SEP] the chat template's (chat.py):
 
-    [BOS] history <h1> hair care tigi <h2> ... candidates [<c1><c2>...] <c1> bed head tigi styling products after few
-    with 1 liked ... [SEP] reasoning [SEP] [<c3><c1>...] [EOS]
-
-A compact prompt begins its candidates with their IDs alone, written as an answer is: what a small model does not move
-it can then copy, each ID behind the one before.
+    [BOS] history <h1> hair care tigi <h2> ... candidates a<c1> bed head tigi styling products after few with 1 liked
+    b<c2> ... [SEP] reasoning [SEP] [c<c3> a<c1> ...] [EOS]
 
 Supporters are named by their DocID in a full prompt; in a compact one by their place in the history, counted back from
 the last, which is 1. Evidence comes in words (wording.py); what says nothing is not written.
@@ -112,7 +109,6 @@ class PromptOptions:
     name_words: the same for brands and categories.
     evidence: whether candidates carry their evidence.
     supporters: so many supporters are named at most.
-    listed: whether the candidates' IDs stand in a list of their own first, in the form of an answer.
   """
 
   template: ChatTemplate
@@ -123,7 +119,6 @@ class PromptOptions:
   name_words: int
   evidence: bool = True
   supporters: int = 2
-  listed: bool = False
 
   def __post_init__(self):
     for name in ("history_items", "history_title_words", "title_words", "name_words", "supporters"):
@@ -135,7 +130,7 @@ FULL = PromptOptions(
   CHATML, FULL_WORDING, history_items=20, history_title_words=12, title_words=20, name_words=6, supporters=3
 )
 COMPACT = PromptOptions(
-  COMPACT_CHAT, COMPACT_WORDING, history_items=10, history_title_words=0, title_words=2, name_words=2, listed=True
+  COMPACT_CHAT, COMPACT_WORDING, history_items=10, history_title_words=0, title_words=2, name_words=2
 )
 
 
@@ -156,7 +151,7 @@ def render(
   """
   if sorted(ranking) != sorted(task.candidates):
     raise ValueError(f"user {task.user}: a ranking has every candidate once; got {tuple(ranking)}")
-  return render_prompt(task, shop, options) + render_reply(reasoning, ranking, options.template)
+  return render_prompt(task, shop, options) + render_reply(reasoning, ranking, task.candidates, options.template)
 
 
 def render_prompt(task: RankingTask, shop: Shop, options: PromptOptions) -> Message:
@@ -168,24 +163,26 @@ def render_prompt(task: RankingTask, shop: Shop, options: PromptOptions) -> Mess
   for item in shown:
     contents += _item(item, (), shop, options, options.history_title_words)
   contents.append(words.candidates)
-  if options.listed:
-    contents += [" ", *_list(task.candidates, options.template)]
   for place, item in enumerate(task.candidates):
     known = _evidence(task.evidence[place], shown, options) if options.evidence else ()
-    contents += _item(item, known, shop, options, options.title_words)
+    contents += _item(item, known, shop, options, options.title_words, options.template.label(place))
   system = segments("system", [words.system])
   return system + segments("user", contents)
 
 
-def render_reply(reasoning: Sequence[Content], ranking: Sequence[int], template: ChatTemplate) -> Message:
-  """The assistant's part of a message."""
-  answer = segments("answer", _list(ranking, template))
+def render_reply(
+  reasoning: Sequence[Content], ranking: Sequence[int], candidates: Sequence[int], template: ChatTemplate
+) -> Message:
+  """The assistant's part of a message; `candidates` in their order, by which they have their labels."""
+  entries = [name_candidate(item, candidates, template) for item in ranking]
+  listed = [content for part in interleave(entries, (template.list_separator,)) for content in part]
+  answer = segments("answer", [template.list_open, *listed, template.list_close])
   return segments("reasoning", reasoning) + answer + (Segment("end", ""),)
 
 
-def _list(items: Sequence[int], template: ChatTemplate) -> list[Content]:
-  """Items in the form of an answer."""
-  return [template.list_open, *interleave(list[Content](items), template.list_separator), template.list_close]
+def name_candidate(item: int, candidates: Sequence[int], template: ChatTemplate) -> tuple[Content, ...]:
+  """How a candidate is named: by its label, where the template has labels, and its ID."""
+  return (label, item) if (label := template.label(candidates.index(item))) else (item,)
 
 
 def supporters_words(
@@ -198,12 +195,12 @@ def supporters_words(
 
 
 def _item(
-  item: int, known: Sequence[Content], shop: Shop, options: PromptOptions, title_words: int
+  item: int, known: Sequence[Content], shop: Shop, options: PromptOptions, title_words: int, label: str = ""
 ) -> tuple[Content, ...]:
   words = options.wording
   fields = item_fields(shop.items[item], words.labels, title_words=title_words, name_words=options.name_words)
   between = words.separator if fields and known else ""
-  return words.before_item, item, words.after_item, words.separator.join(fields) + between, *known
+  return label or words.before_item, item, words.after_item, words.separator.join(fields) + between, *known
 
 
 def _evidence(evidence: Evidence, shown: Sequence[int], options: PromptOptions) -> tuple[Content, ...]:

@@ -114,7 +114,8 @@ class TemplateTraces:
     reasoning = joined([*self._pattern(task, rng), *self._need(task, ranking[0], rng)])
     for rank, item in enumerate(ranking):
       phrases = _FIRST if rank == 0 else _LAST if rank == len(ranking) - 1 else _NEXT
-      reasoning = joined([*reasoning, *fill(rng.choice(phrases), item=item, evidence=self._evidence(task, item))])
+      named = self._name(task, item)
+      reasoning = joined([*reasoning, *fill(rng.choice(phrases), item=named, evidence=self._evidence(task, item))])
       if rank >= _LEAST_COMPARED and self.rules.count_tokens(_ended(reasoning)) >= self.rules.least_tokens:
         break
     return Trace(_ended(reasoning), tuple(ranking))
@@ -137,10 +138,11 @@ class TemplateTraces:
     evidence, kind = task.evidence[task.candidates.index(choice)], self._kind(choice)
     supporters = self._supporters(task, choice)
     if not supporters:
-      return fill(rng.choice(_ALONE), kind=kind, item=choice)
+      return fill(rng.choice(_ALONE), kind=kind, item=self._name(task, choice))
     count = COUNTS.word(evidence.same_category)
     phrases = _MORE if count else _COMPLEMENT
-    return fill(rng.choice(phrases), kind=kind, item=choice, supporter=supporters[0], count=count)
+    named = self._name(task, choice)
+    return fill(rng.choice(phrases), kind=kind, item=named, supporter=supporters[0], count=count)
 
   def _evidence(self, task: RankingTask, item: int) -> tuple[Content, ...]:
     evidence = task.evidence[task.candidates.index(item)]
@@ -150,6 +152,11 @@ class TemplateTraces:
   def _supporters(self, task: RankingTask, item: int) -> tuple[Content, ...]:
     shown = task.history[-self.options.history_items :] if self.options.history_items else ()
     return supporters_words(task.evidence[task.candidates.index(item)], shown, self.options, by_id=True)
+
+  def _name(self, task: RankingTask, item: int) -> tuple[Content, ...]:
+    """A candidate as a sentence names it: the space before its label is the sentence's."""
+    label = self.options.template.label(task.candidates.index(item)).lstrip()
+    return (label, item) if label else (item,)
 
   def _kind(self, item: int) -> str:
     return first_words(item_category(self.shop.items[item]), self.options.name_words) or _NO_KIND

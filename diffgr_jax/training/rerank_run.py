@@ -31,6 +31,7 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.parallel.distributed import check_shared, in_turn
 from diffgr_jax.parallel.rules import frozen_rules
 from diffgr_jax.rerank import retrievers
+from diffgr_jax.rerank.answer import answer_form
 from diffgr_jax.rerank.candidates import ListOptions, Lists, make_lists
 from diffgr_jax.rerank.chat import message_text
 from diffgr_jax.rerank.prompt import COMPACT, FULL, PromptOptions, render
@@ -152,9 +153,7 @@ def prompt_options(config: Config) -> PromptOptions:
   """The prompts of a config: a size, and what the config says otherwise."""
   base = {"compact": COMPACT, "full": FULL}[config.prompt]
   said = {name: config[name] for name in ("history_items", "title_words", "name_words", "supporters")}
-  return dataclasses.replace(
-    base, evidence=config.evidence, listed=config.listed, **{k: v for k, v in said.items() if v >= 0}
-  )
+  return dataclasses.replace(base, evidence=config.evidence, **{k: v for k, v in said.items() if v >= 0})
 
 
 def list_options(config: Config) -> ListOptions:
@@ -210,6 +209,9 @@ def _prepare(config: Config, workdir: Path) -> RerankRun:
   shop = shop_of(config, workdir)
   (workdir / "index").mkdir(exist_ok=True)
   run = (_started_from if config.start == "run" else _new)(config, shop, workdir)
+  labels = answer_form(run.vocab, run.prompts.template).labels
+  if run.prompts.template.labels and len(labels) < config.list_size:
+    raise ValueError(f"config.list_size is {config.list_size}, but only {len(labels)} labels are single tokens here")
   run.vocab.save(workdir / "vocab")
   record = {
     "task": config.task,
@@ -254,7 +256,7 @@ def _started_from(config: Config, shop: Shop, workdir: Path) -> RerankRun:
   first = open_rerank(Path(config.start_from))
   if first.shop.fingerprint != shop.fingerprint:
     raise ValueError(f"config.start_from {config.start_from} is a run of another shop, {first.shop.name}")
-  for field in ("prompt", "history_items", "title_words", "name_words", "supporters", "evidence", "listed"):
+  for field in ("prompt", "history_items", "title_words", "name_words", "supporters", "evidence"):
     if first.config[field] != config[field]:
       raise ValueError(
         f"config.{field} is {config[field]!r}, but {config.start_from} was trained with {first.config[field]!r}"

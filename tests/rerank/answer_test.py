@@ -27,13 +27,14 @@ def written(rows, size, candidates):
   options, vocab = size
   template = options.template
   opening, comma, closing = text_tokens([template.list_open, template.list_separator, template.list_close], vocab)
-  marker = a.answer_form(vocab, template).marker
+  form = a.answer_form(vocab, template)
+  marker, label = form.marker, lambda place: [form.labels[place]] if form.labels else []
   ids = [
     [[vocab.docid_token(level, int(code)) for level, code in enumerate(item)] for item in row] for row in candidates
   ]
   result = []
   for places, own in zip(rows, ids, strict=True):
-    listed = [token for place in places for token in (*comma, *own[place])][len(comma) :]
+    listed = [token for place in places for token in (*comma, *label(place), *own[place])][len(comma) :]
     result.append([*marker, *opening, *listed, *closing, vocab.eos_id])
   return result
 
@@ -64,6 +65,8 @@ def reference_verdict(row, form, candidates):
 
   def eat_id():
     nonlocal rest
+    if form.labels and not any(eat((label,)) for label in form.labels):
+      return None
     numbers = [token - form.first_code for token in rest[: form.levels]]
     levels = [number // form.level_codes for number in numbers]
     if levels != list(range(form.levels)):
@@ -150,11 +153,12 @@ def test_faults_of_form(size):
   known = random_candidates(np.random.default_rng(), 1, 3)
   (good,) = written([[2, 0, 1]], size, known)
   marker, comma = list(form.marker), list(form.separator)
-  third = len(marker) + len(form.list_open) + 2 * (LEVELS + len(comma))
+  lead = 1 if form.labels else 0
+  third = len(marker) + len(form.list_open) + 2 * (lead + LEVELS + len(comma))
   closing = len(form.list_close) + 1
   cases = {
     "no end": (good[:-1], Verdict.TRUNCATED, 3),
-    "cut inside an ID": (good[: third + 2], Verdict.TRUNCATED, 2),
+    "cut inside an ID": (good[: third + lead + 2], Verdict.TRUNCATED, 2),
     "nothing": ([], Verdict.TRUNCATED, 0),
     "an end alone": ([form.eos_id], Verdict.UNPARSABLE, 0),
     "no marker": (good[len(marker) :], Verdict.UNPARSABLE, 0),
@@ -163,7 +167,8 @@ def test_faults_of_form(size):
     "something before the end": ([*good[:-closing], *(comma or [9]), *good[-closing:]], Verdict.UNPARSABLE, 3),
     "a code too few": (good[: third - len(comma) - 1] + good[third - len(comma) :], Verdict.UNPARSABLE, 1),
     "levels in another order": (
-      [*good[:third], *reversed(good[third : third + LEVELS]), *good[third + LEVELS :]], Verdict.UNPARSABLE, 2
+      [*good[: third + lead], *reversed(good[third + lead :][:LEVELS]), *good[third + lead + LEVELS :]],
+      Verdict.UNPARSABLE, 2,
     ),
     "words behind": ([*good[:-1], 9, form.eos_id], Verdict.UNPARSABLE, 3),
     "a second answer": (good[:-1] + good, Verdict.OK, 3),
@@ -303,7 +308,9 @@ def test_repairs_keep_what_can_be_read(size):
   known = random_candidates(np.random.default_rng(), 1, 5)
   rows = [[4, 2, 0, 1, 3], [4, 4, 2], [6, 3, 5, 3, 0], [], [2, 1, 0, 4, 3]]
   tokens = written(rows, size, known.repeat(5, 0))
-  tokens[4] = tokens[4][: len(form.marker) + len(form.list_open) + 2 * (LEVELS + len(form.separator)) + 1]
+  tokens[4] = tokens[4][
+    : len(form.marker) + len(form.list_open) + 2 * (len(form.labels[:1]) + LEVELS + len(form.separator)) + 1
+  ]
   answers = a.parse_tokens(pad(tokens), form, known[:, :5].repeat(5, 0))
   assert a.rankings(answers, "repair").tolist() == [
     [4, 2, 0, 1, 3], [4, 2, 0, 1, 3], [3, 0, 1, 2, 4], [0, 1, 2, 3, 4], [2, 1, 0, 3, 4],

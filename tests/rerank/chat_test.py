@@ -46,7 +46,7 @@ def test_an_answer_is_its_marker_and_a_list_of_ids(size, make_task, shop, codes)
   ids = [[vocab.docid_token(level, int(code)) for level, code in enumerate(codes[item])] for item in ranked]
   assert [token for token in answer if token >= vocab.docid_token(0, 0)] == [token for item in ids for token in item]
   if options is p.COMPACT:
-    assert len(answer) == 1 + 2 + 10 * 4
+    assert len(answer) == 1 + 2 + 10 * 5
     assert answer[0] == vocab.sep_id
   else:
     assert vocab.piece(answer[0]) == "</think>"
