@@ -33,8 +33,8 @@ class Cell:
 
   @property
   def flags(self) -> list[str]:
-    """The main command's flags; a list is written as its items with commas, a last one behind them."""
-    show = lambda value: "".join(f"{item}," for item in value) if isinstance(value, list | tuple) else str(value)
+    """The main command's flags; a list is written as Python writes a tuple, which ml_collections reads back."""
+    show = lambda value: str(tuple(value) if isinstance(value, list) else value)
     return [f"--config={self.config}", *(f"--config.{name}={show(value)}" for name, value in self.fields.items())]
 
 

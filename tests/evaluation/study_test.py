@@ -1,8 +1,11 @@
 """Studies: what is run, what is left, what is chosen; the main command stands in for itself in configs_test."""
 
 import json
+import sys
 
+from absl import flags
 import ml_collections
+from ml_collections import config_flags
 import pytest
 
 from diffgr_jax.evaluation.study import Cell, best_on_validation, cells_of, run_cells, table_rows, write_study
@@ -80,8 +83,16 @@ def test_the_best_is_chosen_on_validation_alone(tmp_path):
   assert best_on_validation(rows[:1]) is None
 
 
-def test_flags_are_those_of_the_main_command():
-  assert A.flags == ["--config=configs/a.py:steps=1", "--config.seed=3", "--config.splits=x,y,"]
+def test_flags_are_read_back_as_what_they_were(monkeypatch):
+  assert A.flags == ["--config=configs/a.py:steps=1", "--config.seed=3", "--config.splits=('x', 'y')"]
+  own = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=own)
+  cell = Cell("c", "configs/quickstart.py:steps=7", {"eval_splits": ("valid",), "decodings": ["one_pass", "topk"]})
+  monkeypatch.setattr(sys, "argv", ["main", *cell.flags])  # where overrides are looked for
+  own(sys.argv)
+  assert own.config.steps == 7
+  assert tuple(own.config.eval_splits) == ("valid",)
+  assert tuple(own.config.decodings) == ("one_pass", "topk")
 
 
 def test_cells_need_names():
