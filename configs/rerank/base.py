@@ -71,8 +71,8 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.trace_scores = "trees"  # what a template ranks by: trees (boosted, on the evidence as worded) | evidence
   config.trace_moved = 3 if size in ("tiny", "small") else 0  # a template's ranking moves so many up; 0: by score
   config.least_reasoning = 100  # tokens
-  # mid_training: shares of its examples; text needs text_files.
-  config.mixture = ml_collections.ConfigDict({"next_item": 0.6, "caption": 0.4, "text": 0.0})
+  # mid_training: shares of its examples (training/rerank_examples.py); text needs text_files.
+  config.mixture = ml_collections.ConfigDict({"next_item": 0.3, "caption": 0.2, "lists": 0.5, "text": 0.0})
   config.text_files = ()
 
   # Model.

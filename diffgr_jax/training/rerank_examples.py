@@ -3,6 +3,7 @@
 sft, cft       a list's prompt, a kept trace's reasoning, its ranking
 mid_training   next item     history -> the item that was taken next
                caption       an item's ID -> its title, brand and categories
+               lists         candidates' IDs and an order of their letters -> the IDs in that order
                text          general text, in pieces
 
 They are made once and kept in WORKDIR/examples.npz, so that a resumed run, or the next stage (`traces="start"`), reads
@@ -21,7 +22,7 @@ from diffgr_jax.evaluation.rerank_baselines import Trees
 from diffgr_jax.evaluation.rerank_report import fitted_trees
 from diffgr_jax.parallel.distributed import in_turn
 from diffgr_jax.rerank.chat import Message, Segment, count_tokens, encode_messages, segments
-from diffgr_jax.rerank.prompt import render
+from diffgr_jax.rerank.prompt import name_candidate, render, render_reply
 from diffgr_jax.rerank.reasoning import Outcome, TraceRules, count_outcomes, evidence_scores
 from diffgr_jax.rerank.records import RankingTask
 from diffgr_jax.rerank.template_traces import TemplateTraces
@@ -123,7 +124,8 @@ def tree_scores(trees: Trees, tasks: Sequence[RankingTask]) -> Callable[[Ranking
 def _mid_training(run: RerankRun) -> Iterator[Message]:
   """Examples of all kinds, so many of each that their shares are the config's."""
   config, rng = run.config, np.random.default_rng(run.config.seed)
-  kinds = {"next_item": list(_next_items(run)), "caption": list(_captions(run)), "text": list(_general(run))}
+  makers = {"next_item": _next_items, "caption": _captions, "lists": _listings, "text": _general}
+  kinds = {kind: list(make(run)) if config.mixture[kind] else [] for kind, make in makers.items()}
   shares = {kind: config.mixture[kind] for kind, messages in kinds.items() if messages and config.mixture[kind]}
   if not shares:
     return
@@ -152,6 +154,22 @@ def _captions(run: RerankRun) -> Iterator[Message]:
     said = words.separator.join(item_fields(item, words.labels, title_words=12, name_words=12))
     if said:
       yield (*segments("user", [number]), *segments("answer", [said]), *_END)
+
+
+def _listings(run: RerankRun) -> Iterator[Message]:
+  """Each training list's candidates, to be written down in a random order: what an answer asks for beside a choice.
+
+  Looking an ID up by its letter, among IDs that share codes, is slow to be learned from whole messages; here all
+  targets are of that kind, in a fifth of the tokens.
+  """
+  options, rng = run.prompts, np.random.default_rng(run.config.seed)
+  words, template = options.wording, options.template
+  for task in run.lists("train").tasks:
+    ranking = [task.candidates[at] for at in rng.permutation(len(task.candidates))]
+    shown = [part for item in task.candidates for part in name_candidate(item, task.candidates, template)]
+    letters = [template.label(task.candidates.index(item)) for item in ranking if template.labels]
+    asked = segments("user", [words.candidates.lstrip(), *shown, " order", *letters])
+    yield (*asked, *render_reply((), ranking if letters else task.candidates, task.candidates, template))
 
 
 def _general(run: RerankRun) -> Iterator[Message]:

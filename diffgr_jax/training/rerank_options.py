@@ -80,8 +80,8 @@ def check_config(config: Config) -> None:
     raise ValueError("config.complementary draws counts: config.process must be 'exact_count', its schedule 'linear'")
   make_policy(config.policy, config.threshold)
   make_process(config.process, config.schedule)
-  if not all(shop := (config.mixture.next_item >= 0, config.mixture.caption >= 0, config.mixture.text >= 0)):
-    raise ValueError(f"config.mixture holds shares of at least 0, not {config.mixture.to_dict()} ({shop})")
+  if min(config.mixture.values()) < 0 or sum(config.mixture.values()) <= 0:
+    raise ValueError(f"config.mixture holds shares of at least 0, one of them above 0, not {config.mixture.to_dict()}")
   if config.mixture.text and not config.text_files and config.stage == MID_TRAINING:
     raise ValueError("config.text_files must name text files when config.mixture.text is above 0")
 

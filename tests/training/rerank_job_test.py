@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from diffgr_jax.evaluation.rerank_answers import write_answers
+from diffgr_jax.rerank.chat import marker_tokens
 from diffgr_jax.training import loop
 from diffgr_jax.training.checkpoint import restore_params
 from diffgr_jax.training.rerank_run import open_rerank
@@ -65,11 +66,12 @@ def test_a_converted_model_with_blocks_of_one_decodes_exactly_as_its_teacher(tea
   same_bits(converted.params, state.params)
   params, step = restore_params(tmp_path / "convert", job.model)
   assert step == 0
+  params = jax.tree.map(lambda leaf: 5.0 * leaf, params)  # barely trained weights say the same to every prompt
   own, first = open_rerank(tmp_path / "convert"), open_rerank(workdir)
   tasks = own.lists("test").tasks[:10]
   assert own.decoder == "block"
   assert first.decoder == "autoregressive"
-  blocks, tokens = write_answers(own, params, tasks), write_answers(first, state.params, tasks)
+  blocks, tokens = write_answers(own, params, tasks), write_answers(first, params, tasks)
   np.testing.assert_array_equal(blocks.tokens, tokens.tokens)
   np.testing.assert_array_equal(blocks.forwards, tokens.forwards)
   assert len({tuple(row) for row in tokens.tokens.tolist()}) > 1  # they do not all say the same
@@ -98,8 +100,21 @@ def test_mid_training_hands_over_to_sft(tmp_path):
   job, state = loop.train_and_evaluate(tiny("sft", tmp_path / "mid"), tmp_path / "sft")
   assert job.config.start_from == str(tmp_path / "mid")
   assert int(state.step) == 4
-  captions = [one for one in _examples(tmp_path / "mid") if len(one) < 40]
-  assert captions
+  own = open_rerank(tmp_path / "mid")
+  examples = _examples(tmp_path / "mid")
+  assert [one for one in examples if len(one) < 40]  # captions
+  (sep,) = marker_tokens("[SEP]", own.vocab)
+  order, first, levels = own.vocab.encode(" order"), own.vocab.docid_token(0, 0), own.vocab.docid_levels
+  behind = lambda row: next((at for at in range(len(row)) if row[at - len(order) : at] == order), 0)
+  listings = [one for one in map(np.ndarray.tolist, examples) if behind(one)]
+  assert len(listings) > 20
+  for one in listings[:20]:  # the letters of the order are those of the answer, and each ID is its letter's
+    prompt, answer = one[: one.index(sep)], one[len(one) - one[::-1].index(sep) :]
+    leads = [at for at in range(len(prompt) - 1) if prompt[at + 1] >= first > prompt[at]]
+    entry = {prompt[at]: prompt[at + 1 : at + 1 + levels] for at in leads}
+    letters = prompt[behind(prompt) :]
+    assert len(letters) == 5
+    assert answer[1:-2] == [token for letter in letters for token in (letter, *entry[letter])]
 
 
 def _examples(workdir):
