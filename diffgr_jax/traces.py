@@ -49,7 +49,7 @@ def main(_) -> None:
     run.prompts,
     TraceRules(lambda contents: count_tokens(contents, run.vocab), run.config.least_reasoning),
     make_sampler(run, params, tasks, _BATCH.value),
-    f"{run.config.stage} {run.shop.fingerprint[:8]} step {step}, temperature {_TEMPERATURE.value}",
+    f"{_WORKDIR.value} step {step}, temperature {_TEMPERATURE.value}",
     Path(_OUT.value),
     tries=_TRIES.value,
     batch_size=_BATCH.value,

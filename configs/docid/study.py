@@ -20,8 +20,10 @@ _ALL = (
   "pseudo_beam",
   "best_of_n",
   "match",
+  "chain",
 )
-_BOUND = {"document_weight": 0.0, "all_masked_fraction": 0.0, "diffusion_weight": 1.0}  # the masked-diffusion bound
+# The masked-diffusion bound, and nothing of the start in what answers.
+_BOUND = {"document_weight": 0.0, "all_masked_fraction": 0.0, "diffusion_weight": 1.0, "start_share": 0.0}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

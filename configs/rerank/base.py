@@ -39,16 +39,13 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.shop_category = "Beauty"  # amazon_beauty: of its files
   config.data_dir = ""  # where a built shop is kept; "": inside the workdir
   config.on_bad_row = "error"  # error | skip (count and report)
-  config.held_out_users = (
-    ""  # users who are never evaluated; "": held_out_users.txt of the shop's folder, if it has one
-  )
+  config.held_out_users = ""  # a file of users who are never evaluated; "": held_out_users.txt of the shop, if there
   config.vectors = "lsa"  # of the items, for IDs and evidence: lsa | minilm | FILE.npy
   config.retriever = "covisitation"  # covisitation | symmetric | markov | popularity
   config.list_size = 10
   config.list_pool = int(given.get("pool", 10))  # 10: the retriever's first ten; 50: ten of its first fifty
-  config.list_draws = (
-    3 if config.list_pool > 10 else 1
-  )  # training lists of one place, where the pool is larger than the list
+  # Training lists of one place, where the pool is larger than the list.
+  config.list_draws = 3 if config.list_pool > 10 else 1
   config.list_folds = 5  # of the users: a training list counts the other folds' interactions alone
   config.list_seed = 0
 

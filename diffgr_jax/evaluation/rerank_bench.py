@@ -69,7 +69,7 @@ def run_rerank_bench(config: Any, out: Path) -> dict[str, Any]:
   cases = _cases(config)
   tasks = cases[0].run.lists(config.split).tasks
   tasks = tasks[: config.lists or None]
-  began = _measure(cases, tasks, config.rounds, config.most_seconds)
+  rounds = _measure(cases, tasks, config.rounds, config.most_seconds)
   figures = _figures(cases, tasks)
   record = results_record(
     command=typed_command(),
@@ -78,7 +78,7 @@ def run_rerank_bench(config: Any, out: Path) -> dict[str, Any]:
     metrics={f"{config.split}, batch {rows}": of_rows for rows, of_rows in figures.items()},
     settings={
       "config": json.loads(config.to_json()), "shop": cases[0].run.shop.name, "lists": len(tasks),
-      "rounds": began, "device": jax.devices()[0].device_kind,
+      "rounds": rounds, "device": jax.devices()[0].device_kind,
       "count": "accepted tokens, prompts in the time, compilation apart; tokens a forward as the policy achieved",
     },
   )  # fmt: skip

@@ -121,6 +121,12 @@ def row_shape(config: Config, pad_id: int) -> RowShape:
 
 
 def rerank_job(config: Config, workdir: Path) -> RerankJob:
-  """Builds, or reads, the run and its examples."""
+  """Builds, or reads, the run and its examples.
+
+  Raises:
+    ValueError: validation is to be watched in a job of several processes; and what `prepare_rerank` raises.
+  """
+  if config.eval_every and jax.process_count() > 1:
+    raise ValueError("config.eval_every must be 0 in a job of several processes: lists are decoded by one")
   run = prepare_rerank(config, workdir)
   return RerankJob(run, training_examples(run) if config.steps else ())
