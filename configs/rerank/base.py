@@ -16,7 +16,7 @@ ARGUMENTS = ("shop", "path", "pool", "size", "steps", "seed")
 # name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
 SIZES = {
   "tiny": (32, 2, 2, 2, 64),
-  "small": (128, 4, 2, 2, 384),
+  "small": (128, 4, 4, 4, 384),
   "base": (256, 6, 8, 4, 768),
   "8b": (4096, 36, 32, 8, 12_288),  # Qwen3-8B
 }

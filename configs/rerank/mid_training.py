@@ -12,7 +12,9 @@ from configs.rerank import base
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config, given = base.get_config(arg, own=("text",))
   config.stage = "mid_training"
-  config.target_length = config.row_length  # its messages are short, and mostly targets
+  if config.prompt == "compact" and "text" not in given:
+    config.row_length, config.batch_size = 128, 16  # its messages are short: longer rows only cost attention
+  config.target_length = config.row_length  # mostly targets
   if "text" in given:
     config.text_files = tuple(given["text"].split("+"))
     config.mixture = ml_collections.ConfigDict({"next_item": 0.25, "caption": 0.15, "lists": 0.4, "text": 0.2})

@@ -34,6 +34,7 @@ from diffgr_jax.training.rerank_run import RerankRun
 _END = (Segment("end", ""),)
 EXAMPLES_FILE, TRACES_FILE = "examples.npz", "traces.jsonl"
 _TEXT_PIECE = 1000  # characters
+_WHOLE_LISTS = 0.5  # share of the lists to be written down that keep all their candidates
 
 
 def training_examples(run: RerankRun) -> list[Example]:
@@ -160,16 +161,26 @@ def _listings(run: RerankRun) -> Iterator[Message]:
   """Each training list's candidates, to be written down in a random order: what an answer asks for beside a choice.
 
   Looking an ID up by its letter, among IDs that share codes, is slow to be learned from whole messages; here all
-  targets are of that kind, in a fifth of the tokens.
+  targets are of that kind, in a fifth of the tokens. Half of the lists are cut to their first candidates, mostly to
+  very few: among two or three the lookup is found early, among ten alone hardly ever (docs/experiments.md).
   """
   options, rng = run.prompts, np.random.default_rng(run.config.seed)
   words, template = options.wording, options.template
   for task in run.lists("train").tasks:
-    ranking = [task.candidates[at] for at in rng.permutation(len(task.candidates))]
-    shown = [part for item in task.candidates for part in name_candidate(item, task.candidates, template)]
-    letters = [template.label(task.candidates.index(item)) for item in ranking if template.labels]
+    candidates = task.candidates[: _listed(len(task.candidates), rng)]
+    ranking = [candidates[at] for at in rng.permutation(len(candidates))]
+    shown = [part for item in candidates for part in name_candidate(item, candidates, template)]
+    letters = [template.label(candidates.index(item)) for item in ranking if template.labels]
     asked = segments("user", [words.candidates.lstrip(), *shown, " order", *letters])
-    yield (*asked, *render_reply((), ranking if letters else task.candidates, task.candidates, template))
+    yield (*asked, *render_reply((), ranking if letters else candidates, candidates, template))
+
+
+def _listed(size: int, rng: np.random.Generator) -> int:
+  """So many candidates of a list of `size`: all, or k of them with a chance of 1/k."""
+  if rng.random() < _WHOLE_LISTS:
+    return size
+  chances = 1 / np.arange(1, size + 1)
+  return int(rng.choice(size, p=chances / chances.sum())) + 1
 
 
 def _general(run: RerankRun) -> Iterator[Message]:
