@@ -12,10 +12,10 @@ from configs.rerank import base
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config, given = base.get_config(arg, own=("text",))
   config.stage = "mid_training"
-  if config.prompt == "compact" and "text" not in given:
-    config.row_length, config.batch_size = 128, 16  # its messages are short: longer rows only cost attention
-  config.target_length = config.row_length  # mostly targets
   if "text" in given:
     config.text_files = tuple(given["text"].split("+"))
     config.mixture = ml_collections.ConfigDict({"next_item": 0.25, "caption": 0.15, "lists": 0.4, "text": 0.2})
+  else:
+    config.row_length, config.batch_size = 128, 16  # messages without texts are short: longer rows only cost attention
+  config.target_length = config.row_length  # mostly targets
   return config.lock()

@@ -162,7 +162,8 @@ def _listings(run: RerankRun) -> Iterator[Message]:
 
   Looking an ID up by its letter, among IDs that share codes, is slow to be learned from whole messages; here all
   targets are of that kind, in a fifth of the tokens. Half of the lists are cut to their first candidates, mostly to
-  very few: among two or three the lookup is found early, among ten alone hardly ever (docs/experiments.md).
+  very few: with codes that cannot be known beforehand, lists of ten alone taught nothing in the time in which these
+  did (docs/experiments.md).
   """
   options, rng = run.prompts, np.random.default_rng(run.config.seed)
   words, template = options.wording, options.template
