@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 import numpy as np
 
 from diffgr_jax.decoding.denoiser import log_probabilities
-from diffgr_jax.decoding.sampling import Sampling, draw_tokens, make_sampling
+from diffgr_jax.decoding.sampling import Sampling, draw_tokens, filtered, make_sampling
 from diffgr_jax.decoding.stopping import stop_ends, stop_table
 from diffgr_jax.models import inference
 from diffgr_jax.models.attention import Layout, padded_layout
@@ -37,7 +37,7 @@ class DecodedRows:
 
   tokens: Int[Array, "B N"]  # PAD behind the end of a row
   length: Int[Array, "B"]  # tokens of the row, its stop included
-  log_prob: Float[Array, "B N"]  # of each token under the model at temperature 1; 0 behind the end
+  log_prob: Float[Array, "B N"]  # of each token under what it was drawn from (greedy: the model); 0 behind the end
   ended: Bool[Array, "B"]  # emitted a stop
   step: Int[Array, ""]
 
@@ -189,7 +189,7 @@ def _next(params, rows, cache, setting, *, config) -> tuple[DecodedRows, KVCache
   place = rows.step - 1
   token = jax.lax.dynamic_slice_in_dim(rows.tokens, place, 1, axis=1)
   position = (setting.prompt_length + place)[:, None]
-  layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position, bool))
+  layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position))
   width = cache.layout.position.shape[1] - rows.tokens.shape[1] + 1
   hidden, cache = inference.extend(config, params, token, layout, cache, width + place, pattern="causal")
   logits = inference.logits(config, params, hidden)[:, 0]
@@ -205,6 +205,8 @@ def _choose(rows: DecodedRows, logits: Float[Array, "B V"], setting: _Setting) -
   log_probs = log_probabilities(logits[:, None], setting.banned)[:, 0]
   keys = jax.vmap(lambda key: jax.random.fold_in(key, rows.step))(setting.row_keys)
   token = draw_tokens(logits[:, None], setting.banned, setting.sampling, keys)[:, 0]
+  drawn_from = lambda: filtered(log_probs, setting.sampling)
+  log_probs = jax.lax.cond(setting.sampling.temperature > 0, drawn_from, lambda: log_probs)
   log_prob = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
   put = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new[:, None], rows.step, axis=1)
   tokens = put(rows.tokens, jnp.where(rows.ended, setting.pad_id, token))

@@ -229,7 +229,7 @@ def _read(
   prompt_width = cache.layout.position.shape[1] - slots
   newest = jax.lax.dynamic_index_in_dim(state.tokens, place, axis=2, keepdims=False)
   position = jnp.broadcast_to((prompt_length + place)[:, None], (batch, width)).astype(jnp.int32)
-  layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position, bool))
+  layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position))
   of_step, of_beam = jnp.arange(slots) // width, jnp.arange(slots) % width
   mine = jnp.repeat(state.ancestor[:, :, : slots // width], width, axis=-1) == of_beam[None, None]
   mine &= (of_step < place)[None, None]

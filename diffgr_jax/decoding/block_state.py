@@ -144,8 +144,7 @@ def put_span(x: Array, new: Array, *, offset: Int[Array, ""], where: Bool[Array,
 
 def span_layout(state: BlockState, offset: Int[Array, ""] | int, size: int) -> Layout:
   position = (offset + jnp.arange(size, dtype=jnp.int32))[None] - state.first[:, None]
-  valid = position >= 0
-  return Layout(jnp.maximum(position, 0), valid.astype(jnp.int32), jnp.zeros_like(valid))
+  return Layout(jnp.maximum(position, 0), (position >= 0).astype(jnp.int32), jnp.zeros_like(position))
 
 
 def current_sub_block(masked: Bool[Array, "B L"], options: BlockOptions) -> Int[Array, "B"]:

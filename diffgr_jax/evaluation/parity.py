@@ -71,12 +71,12 @@ def _forward(
   return hidden, None if config.head == "none" else model.logits(hidden[-1])
 
 
-def _layout(tokens: np.ndarray, valid: np.ndarray | None, position: np.ndarray | None, noisy=None) -> Layout:
+def _layout(tokens: np.ndarray, valid: np.ndarray | None, position: np.ndarray | None, stream=None) -> Layout:
   valid = np.ones(tokens.shape, bool) if valid is None else valid.astype(bool)
   if position is None:
     position = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-  noisy = np.zeros(tokens.shape, bool) if noisy is None else noisy
-  return Layout(jnp.asarray(position, jnp.int32), jnp.asarray(valid, jnp.int32), jnp.asarray(noisy))
+  stream = np.zeros(tokens.shape, np.int32) if stream is None else stream
+  return Layout(jnp.asarray(position, jnp.int32), jnp.asarray(valid, jnp.int32), jnp.asarray(stream, jnp.int32))
 
 
 def _run(fixture: Fixture, case: Mapping[str, Any]):
@@ -149,8 +149,8 @@ def _check_two_stream(fixture: Fixture, case: Mapping[str, Any]) -> Iterator[Che
   inputs = case_inputs(fixture, case, {"x_t", "x_0", "position_ids", "attention_mask_2d"})
   noised, clean, block_size = inputs["x_t"], inputs["x_0"], case["params"]["block_size"]
   tokens, length = np.concatenate([noised, clean], axis=1), clean.shape[1]
-  noisy = np.broadcast_to(np.arange(2 * length) < length, tokens.shape)
-  layout = _layout(tokens, None, inputs["position_ids"], noisy)
+  stream = np.broadcast_to(np.arange(2 * length) < length, tokens.shape)
+  layout = _layout(tokens, None, inputs["position_ids"], stream)
   yield from _check_mask(fixture, case, inputs["attention_mask_2d"], "two_stream", layout, block_size)
   types, config = np.zeros_like(tokens), fixture.spec.config
   logits = np.asarray(_forward(fixture.params, tokens, layout, types, config, "two_stream", block_size)[1])

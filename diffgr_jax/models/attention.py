@@ -38,25 +38,27 @@ class Layout:
 
   position: index in the unpadded sequence; blocks are aligned to position 0. The two streams repeat it.
   segment: which packed document the token belongs to, from 1; 0 is padding, which nothing valid sees.
-  noisy: True on the x_t half of a two-stream sequence, and on the canvas behind a prefix; other patterns ignore it.
+  stream: 0 for clean tokens; from 1 on for noisy ones: the x_t half of a two-stream sequence, and the canvas behind a
+    prefix. A two-stream sequence may hold several noisy copies of a block, a stream each, that do not see one another.
+    Other patterns ignore it.
   """
 
   position: Int[Array, "B T"]
   segment: Int[Array, "B T"]
-  noisy: Bool[Array, "B T"]
+  stream: Int[Array, "B T"]
 
 
 def padded_layout(valid: Bool[Array, "B T"]) -> Layout:
   """One document a row; positions count valid tokens only, so left padding moves nothing."""
   position = jnp.maximum(jnp.cumsum(valid, axis=-1) - 1, 0)
-  return Layout(position.astype(jnp.int32), valid.astype(jnp.int32), jnp.zeros_like(valid))
+  return Layout(position.astype(jnp.int32), valid.astype(jnp.int32), jnp.zeros_like(valid, jnp.int32))
 
 
 def two_stream_layout(clean: Layout) -> Layout:
   """Doubles the layout of x_0 into that of [x_t ; x_0]: same positions and segments, first half noisy."""
   twice = lambda x: jnp.concatenate([x, x], axis=-1)
-  noisy = jnp.concatenate([jnp.ones_like(clean.noisy), jnp.zeros_like(clean.noisy)], axis=-1)
-  return Layout(twice(clean.position), twice(clean.segment), noisy)
+  stream = jnp.concatenate([jnp.ones_like(clean.stream), jnp.zeros_like(clean.stream)], axis=-1)
+  return Layout(twice(clean.position), twice(clean.segment), stream)
 
 
 def attention_mask(pattern: str, query: Layout, key: Layout, block_size: int = 1) -> Bool[Array, "B Q K"]:
@@ -80,12 +82,12 @@ def attention_mask(pattern: str, query: Layout, key: Layout, block_size: int = 1
   same_document = asks(query.segment) == answers(key.segment)
   if pattern == "bidirectional":
     return same_document
-  streams = asks(query.noisy), answers(key.noisy)
+  streams = asks(query.stream), answers(key.stream)
   return same_document & visible(pattern, asks(query.position), answers(key.position), block_size, *streams)
 
 
 def visible(
-  pattern: str, q_position: Any, k_position: Any, block_size: int = 1, q_noisy: Any = None, k_noisy: Any = None
+  pattern: str, q_position: Any, k_position: Any, block_size: int = 1, q_stream: Any = None, k_stream: Any = None
 ) -> Any:
   """The rule of a pattern inside one document, over arrays of NumPy or JAX that broadcast against each other.
 
@@ -95,18 +97,18 @@ def visible(
   if pattern == "bidirectional":
     return (k_position >= 0) & (q_position >= 0)
   if pattern == "prefix":
-    return q_noisy | ~k_noisy
+    return (q_stream > 0) | (k_stream == 0)
   if pattern == "prefix_causal":
-    return ~k_noisy | q_noisy & (k_position <= q_position)
+    return (k_stream == 0) | (q_stream > 0) & (k_position <= q_position)
   if pattern == "causal":
     return k_position <= q_position
   q_block, k_block = q_position // block_size, k_position // block_size
   if pattern == "block_causal":
     return k_block <= q_block
   if pattern == "two_stream":
-    own_noisy_block = q_noisy & k_noisy & (k_block == q_block)
-    clean_blocks_before = q_noisy & ~k_noisy & (k_block < q_block)
-    clean_on_clean = ~q_noisy & ~k_noisy & (k_block <= q_block)
+    own_noisy_block = (q_stream > 0) & (k_stream == q_stream) & (k_block == q_block)
+    clean_blocks_before = (q_stream > 0) & (k_stream == 0) & (k_block < q_block)
+    clean_on_clean = (q_stream == 0) & (k_stream == 0) & (k_block <= q_block)
     return own_noisy_block | clean_blocks_before | clean_on_clean
   raise ValueError(f"attention pattern is one of {', '.join(PATTERNS)}, not {pattern!r}")
 

@@ -47,7 +47,7 @@ def init_cache(config: TransformerConfig, batch: int, slots: int) -> KVCache:
   zero = lambda: constrain(jnp.zeros(shape, config.compute_dtype), "key/value cache", AXES, config.rules)
   zeros = lambda: tuple(zero() for _ in range(config.n_layers))
   empty = jnp.zeros((batch, slots), jnp.int32)
-  return KVCache(zeros(), zeros(), Layout(empty, jnp.zeros_like(empty), jnp.zeros_like(empty, bool)))
+  return KVCache(zeros(), zeros(), Layout(empty, jnp.zeros_like(empty), jnp.zeros_like(empty)))
 
 
 def cache_split(config: TransformerConfig) -> tuple[int, int]:

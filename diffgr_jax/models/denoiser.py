@@ -69,7 +69,7 @@ class CanvasDenoiser:
     tokens = jnp.concatenate([prompt, canvas], axis=-1)
     valid = jnp.concatenate([prompt != self.pad_id, jnp.ones_like(canvas, dtype=bool)], axis=-1)
     layout = padded_layout(valid)
-    layout = dataclasses.replace(layout, noisy=layout.noisy.at[:, width:].set(True))
+    layout = dataclasses.replace(layout, stream=layout.stream.at[:, width:].set(1))
     if self.config.position_encoding == "learned" and self.pattern != "prefix_causal":
       fixed = jnp.broadcast_to(width + jnp.arange(length), canvas.shape)
       layout = dataclasses.replace(layout, position=layout.position.at[:, width:].set(fixed))

@@ -109,9 +109,9 @@ def _visible_by_index(pattern: str, length: int, block_size: int, query: Any, ke
   if pattern != "two_stream":
     return visible(pattern, query, key, block_size)
   half = length // 2
-  q_noisy, k_noisy = query < half, key < half
-  offset = lambda index, noisy: index - half * (1 - noisy.astype(np.int32))
-  return visible(pattern, offset(query, q_noisy), offset(key, k_noisy), block_size, q_noisy, k_noisy)
+  stream = lambda index: (index < half).astype(np.int32)
+  position = lambda index: index - half * (1 - stream(index))
+  return visible(pattern, position(query), position(key), block_size, stream(query), stream(key))
 
 
 @functools.lru_cache(maxsize=64)

@@ -24,15 +24,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from diffgr_jax.data.packing import BEHIND
 from diffgr_jax.diffusion.corruption import Process, draw, draw_complementary
-from diffgr_jax.models.attention import Layout
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params, Transformer, bind
 from diffgr_jax.stages.sft import answer_nll, gather, target_weights, weighted_loss
 from diffgr_jax.stages.stage import Batch, Metrics
+from diffgr_jax.stages.two_stream import Clean, read_noisy
 
 
 @dataclass(frozen=True)
@@ -85,31 +85,9 @@ class CftStage:
 
   def read(self, model: Transformer, batch: Batch) -> Float[Array, "B N D"]:
     """The hidden state that each position of x_t is predicted from."""
+    clean = Clean(batch["tokens"], batch["position"], batch["segment"])
     at = batch["target_at"]
-    length = batch["tokens"].shape[1]
-    tokens, layout, noisy_at = self._streams(batch)
-    hidden = model(tokens, layout, pattern="two_stream", block_size=self.block_size, aligned=self.whole_stream)
-    noisy, clean = hidden[:, :-length], hidden[:, -length:]
-    if self.model.alignment == "same_position":
-      return gather(noisy, noisy_at)
-    begins_block = (jnp.arange(at.shape[1]) % self.block_size == 0)[None, :, None]
-    return jnp.where(begins_block, gather(clean, at - 1), gather(noisy, noisy_at - 1))
-
-  def _streams(self, batch: Batch) -> tuple[Int[Array, "B M"], Layout, Int[Array, "B N"]]:
-    """[x_t | x_0], its layout, and where in x_t the positions of `target_at` stand."""
-    at, shape = batch["target_at"], batch["tokens"].shape
-    if self.whole_stream:
-      outside = jnp.where(at >= 0, at, shape[1])  # dropped
-      put = lambda row, at, new: row.at[at].set(new, mode="drop")
-      x_t = jax.vmap(put)(batch["tokens"], outside, batch["x_t"])
-      position, segment, noisy_at = batch["position"], batch["segment"], at
-    else:
-      x_t, noisy_at = batch["x_t"], jnp.broadcast_to(jnp.arange(at.shape[1])[None], at.shape)
-      position, segment = gather(batch["position"], at), jnp.where(at >= 0, gather(batch["segment"], at), 0)
-    join = lambda noisy, clean: jnp.concatenate([noisy, clean], axis=1)
-    is_noisy = join(jnp.ones_like(segment, bool), jnp.zeros_like(batch["segment"], bool))
-    layout = Layout(join(position, batch["position"]), join(segment, batch["segment"]), is_noisy)
-    return join(x_t, batch["tokens"]), layout, noisy_at
+    return read_noisy(model, clean, batch["x_t"], at, jnp.ones_like(at), self.block_size, self.whole_stream)
 
 
 def _is_target(batch: Batch) -> Bool[Array, "B N"]:

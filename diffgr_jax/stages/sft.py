@@ -47,7 +47,7 @@ class SftStage:
     """Weighted cross-entropy over the targets' weights, in nats a token."""
     del shared, row_count
     model = bind(self.model, params)
-    layout = Layout(batch["position"], batch["segment"], jnp.zeros_like(batch["segment"], bool))
+    layout = Layout(batch["position"], batch["segment"], jnp.zeros_like(batch["segment"]))
     hidden = model(batch["tokens"], layout, pattern="causal", aligned=True)
     read = gather(hidden, batch["target_at"] - 1)
     nll = answer_nll(model, read, gather(batch["tokens"], batch["target_at"]), self.valid_size, self.ce_chunk)

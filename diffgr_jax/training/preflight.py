@@ -319,7 +319,7 @@ def cached_program(config: Config, job: Plan, mesh: Mesh, *, positions: int, slo
   pattern = "block_causal" if positions > 1 else "causal"
 
   def step(params, tokens, position, cache, offset):
-    layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position, bool))
+    layout = Layout(position, jnp.ones_like(position), jnp.zeros_like(position))
     held = tree.unflatten(cache)
     hidden, new = inference.extend(model, params, tokens, layout, held, offset, pattern=pattern, block_size=positions)
     return inference.logits(model, params, hidden), jax.tree.leaves(new)

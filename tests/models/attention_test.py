@@ -49,7 +49,7 @@ DRAWINGS = {
 
 def plain_layout(length, segment=None):
   segment = jnp.ones((1, length), jnp.int32) if segment is None else jnp.asarray([segment], jnp.int32)
-  return Layout(jnp.arange(length)[None], segment, jnp.zeros((1, length), bool))
+  return Layout(jnp.arange(length)[None], segment, jnp.zeros((1, length), jnp.int32))
 
 
 def drawn(text):
@@ -61,7 +61,7 @@ def test_pattern_is_as_drawn(pattern):
   layout = plain_layout(4)
   layout = two_stream_layout(layout) if pattern == "two_stream" else layout
   if pattern.startswith("prefix"):
-    layout = dataclasses.replace(layout, noisy=jnp.arange(4)[None] >= 2)
+    layout = dataclasses.replace(layout, stream=(jnp.arange(4)[None] >= 2).astype(jnp.int32))
   np.testing.assert_array_equal(attention_mask(pattern, layout, layout, block_size=2)[0], drawn(DRAWINGS[pattern]))
 
 
@@ -71,9 +71,9 @@ def test_packed_and_padded_patterns_agree_with_brute_force(pattern, block_size):
   # two documents of lengths 5 and 4, each with its own positions, then two padding tokens
   position = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0]])
   segment = np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0]])
-  clean = Layout(jnp.asarray(position), jnp.asarray(segment), jnp.zeros((1, 11), bool))
+  clean = Layout(jnp.asarray(position), jnp.asarray(segment), jnp.zeros((1, 11), jnp.int32))
   layout = two_stream_layout(clean) if pattern == "two_stream" else clean
-  where, whose, noisy = (np.asarray(x[0]) for x in (layout.position, layout.segment, layout.noisy))
+  where, whose, noisy = (np.asarray(x[0]) for x in (layout.position, layout.segment, layout.stream))
 
   def allowed(q, k):
     if whose[q] != whose[k]:
@@ -87,6 +87,26 @@ def test_packed_and_padded_patterns_agree_with_brute_force(pattern, block_size):
 
   expected = [[allowed(q, k) for k in range(len(where))] for q in range(len(where))]
   np.testing.assert_array_equal(attention_mask(pattern, layout, layout, block_size)[0], expected)
+
+
+def test_noisy_copies_of_a_block_do_not_see_one_another():
+  clean = plain_layout(4)
+  # the second block twice, in streams of their own, then x_0
+  join = lambda first, second: jnp.concatenate([first[:, 2:], first[:, 2:], second], axis=1)
+  stream = jnp.asarray([[1, 1, 2, 2, 0, 0, 0, 0]])
+  layout = Layout(join(clean.position, clean.position), join(clean.segment, clean.segment), stream)
+  expected = drawn(
+    """
+    1 1 . . 1 1 . .
+    1 1 . . 1 1 . .
+    . . 1 1 1 1 . .
+    . . 1 1 1 1 . .
+    . . . . 1 1 . .
+    . . . . 1 1 . .
+    . . . . 1 1 1 1
+    . . . . 1 1 1 1"""
+  )
+  np.testing.assert_array_equal(attention_mask("two_stream", layout, layout, block_size=2)[0], expected)
 
 
 def test_block_size_one_is_causal_and_a_huge_block_is_bidirectional():

@@ -27,7 +27,7 @@ def test_put_against_a_loop(offset, masked):
 
 def test_rows_may_write_at_their_own_slots():
   cache = init_cache(CONFIG, 2, 5)
-  fresh = Layout(jnp.array([[7, 8], [3, 4]]), jnp.ones((2, 2), jnp.int32), jnp.zeros((2, 2), bool))
+  fresh = Layout(jnp.array([[7, 8], [3, 4]]), jnp.ones((2, 2), jnp.int32), jnp.zeros((2, 2), jnp.int32))
   layout = put_layout(cache.layout, fresh, jnp.array([3, 1]))
   np.testing.assert_array_equal(layout.position, [[0, 0, 0, 7, 8], [0, 3, 4, 0, 0]])
   np.testing.assert_array_equal(layout.segment, [[0, 0, 0, 1, 1], [0, 1, 1, 0, 0]])

@@ -33,7 +33,7 @@ def test_pairs_are_the_ones_of_the_mask(pattern, length, block):
   if pattern == "two_stream":
     layout = two_stream_layout(layout)
   if pattern.startswith("prefix"):  # the canvas is as long as a block
-    layout = dataclasses.replace(layout, noisy=jnp.arange(length)[None] >= length - block)
+    layout = dataclasses.replace(layout, stream=(jnp.arange(length)[None] >= length - block).astype(jnp.int32))
   assert attention_pairs(length, pattern, block, canvas=min(block, length)) == int(
     attention_mask(pattern, layout, layout, block).sum()
   )

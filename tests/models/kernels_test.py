@@ -30,7 +30,7 @@ def packed(length=LENGTH):
     for number, (start, size) in enumerate(zip(begin, document, strict=True)):
       position[row, start : start + size] = np.arange(size)
       segment[row, start : start + size] = number + 1
-  return Layout(jnp.asarray(position), jnp.asarray(segment), jnp.zeros((2, length), bool))
+  return Layout(jnp.asarray(position), jnp.asarray(segment), jnp.zeros((2, length), jnp.int32))
 
 
 def qkv(length, dtype=jnp.float32):
