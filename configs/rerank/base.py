@@ -3,6 +3,8 @@
     python -m diffgr_jax.main --config=configs/rerank/sft.py --workdir=W/sft                       teacher
     python -m diffgr_jax.main --config=configs/rerank/convert.py:start=W/sft --workdir=W/convert   conversion
     python -m diffgr_jax.main --config=configs/rerank/cft.py:start=W/sft --workdir=W/cft           CFT
+    python -m diffgr_jax.main --config=configs/rerank/opd.py:start=W/cft,teacher=W/sft --workdir=W/opd
+    python -m diffgr_jax.main --config=configs/rerank/rl.py:start=W/opd --workdir=W/rl
 
 Arguments of all: shop (made_up | amazon_beauty | interactions), path (of its files), pool (10, 50), size, steps, seed.
 """
@@ -30,7 +32,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
     raise ValueError(f"--config=...:size={size}: size is one of {', '.join(SIZES)}")
   config = ml_collections.ConfigDict()
   config.task = "rerank"
-  config.stage = "sft"  # mid_training | sft (the autoregressive teacher) | convert (weights as they are) | cft
+  config.stage = "sft"  # mid_training | sft (the teacher) | convert (weights as they are) | cft | opd | rl
   config.seed = int(given.get("seed", 0))
 
   # The shop, and lists of candidates (rerank/candidates.py).
@@ -104,6 +106,35 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.complementary = False  # cft: every block twice, with complementary masks
   config.whole_stream = False  # cft: x_t as long as x_0, which Splash asks for
   config.ce_chunk = 0
+
+  # Rollouts (stages opd and rl); their rows are rollouts, `group` of each list.
+  config.group = 4
+  config.rollout_temperature = 1.0
+  config.rollout_threshold = 0.9  # block: `threshold`, while training
+  config.updates_per_rollout = 1  # optimizer steps on what was written with the same weights
+  config.rollout_ahead = False  # writes the next round while this one is learned from: weights are a round older
+  config.least_valid = 0.0  # the run ends where fewer rollouts are valid,
+  config.least_entropy = 0.0  # or where a token's mean surprise, in nats, is less
+
+  # On-policy distillation.
+  config.teacher = ""  # the workdir of the frozen autoregressive teacher
+  config.teacher_slow = False  # the teacher is the start itself, one token a pass
+  config.divergence = "forward_kl"  # forward_kl | reverse_kl | jsd | sampled (the policy gradient of reverse_kl)
+  config.jsd_beta = 0.5
+  config.teacher_top_k = 0  # tokens of the teacher's distributions that are kept, the rest as one; 0: all
+
+  # RL. rl also trains an autoregressive start.
+  config.reward_alpha = 0.2  # of the format reward (rerank/reward.py)
+  config.estimator = "replay"  # replay | mean_field | coupled | elbo | sandwiched (stages/replay.py)
+  config.estimator_draws = 2  # elbo, sandwiched: canvases of a rollout
+  config.spg_beta = 1.5  # sandwiched: the power of the upper bound
+  config.spg_mix = 0.5  # and its share
+  config.clip_low = 0.2
+  config.clip_high = 0.28
+  config.aggregate = "token"  # token (DAPO) | sequence (GRPO) | constant (Dr. GRPO)
+  config.scale_advantages = True  # by the deviation of a group's rewards; False: Dr. GRPO
+  config.kl_weight = 0.0  # to the start
+  config.refills = 0  # DAPO's dynamic sampling: so many more rounds of rollouts, to replace groups of equal reward
 
   # Rows and optimization.
   config.row_length = 576  # tokens of a packed row

@@ -1,7 +1,7 @@
-"""What a decoder wrote, as training on its own output reads it: tokens, the pass that committed each, how likely it was.
+"""What a decoder wrote, as training on it reads it: tokens, the pass that committed each, how likely it was.
 
     position   0  1  2  3 | 4  5  6  7 | 8  9 10 11        blocks of 4
-    tokens     p  p  p  p   p  a  b  c   d  E  x  M        p: the prompt, E: a stop, x: written behind it, M: never filled
+    tokens     p  p  p  p   p  a  b  c   d  E  x  M        p: the prompt, E: a stop, x: behind it, M: never filled
     step      -1 -1 -1 -1  -1  0  1  0   2  3  2 -1        pass 0 wrote a and c, pass 1 b
     start 5, length 5                                      generated: positions 5 to 9
 
@@ -14,7 +14,6 @@ come to again (contract 8). So a trajectory is all that on-policy distillation a
 from collections.abc import Sequence
 
 from flax import struct
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 

@@ -8,7 +8,8 @@
 The teacher's logit at position i - 1 belongs to the student's token i, whatever the student's own alignment. Behind the
 end of a rollout nothing is asked. Diffusion-GR2 (arXiv 2607.01170) has the forward KL over the vocabulary; the canvas
 that the student is scored on is not stated there and is the replay's here, as is the choice of the others: reverse KL,
-generalised JSD (GKD, arXiv 2306.13649), and `sampled`, the reverse KL's policy gradient from the tokens that were drawn.
+generalised JSD (GKD, arXiv 2306.13649), and `sampled`, the reverse KL's policy gradient from the tokens that were
+drawn.
 
 The teacher's distributions are whole, or its best `top_k` tokens and the rest as one bucket. A student may also be
 distilled into itself, from slow decoding to fast (`teacher_slow`): the frozen student is then asked one token a pass.

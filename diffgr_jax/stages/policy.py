@@ -5,8 +5,8 @@ One interface for the autoregressive teacher and for the block-diffusion student
 
 from dataclasses import dataclass
 
-from jaxtyping import Array, Bool, Float
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from diffgr_jax.decoding.trajectory import generated
 from diffgr_jax.models.config import TransformerConfig

@@ -4,10 +4,10 @@
     ratio r = p_new(token) / p_old(token)      each on the canvas that the estimator says (stages/replay.py)
     loss   - min(r A, clip(r, 1 - low, 1 + high) A)  + kl_weight * KL to a frozen reference, of each generated token
 
-GRPO (arXiv 2402.03300) averages a rollout's tokens, then the rollouts; DAPO (arXiv 2503.14476) averages over all tokens,
-clips further upwards than downwards, and drops groups of equal reward, which teach nothing and would only dilute the
-mean; Dr. GRPO (arXiv 2503.20783) divides by constants, as any other normaliser depends on what was written. Rollouts that are
-not valid keep their reward of -1 and stay in their group (Diffusion-GR2, arXiv 2607.01170).
+GRPO (arXiv 2402.03300) averages a rollout's tokens, then the rollouts; DAPO (arXiv 2503.14476) averages over all
+tokens, clips further upwards than downwards, and drops groups of equal reward, which teach nothing and would only
+dilute the mean; Dr. GRPO (arXiv 2503.20783) divides by constants, as any other normaliser depends on what was written.
+Rollouts that are not valid keep their reward of -1 and stay in their group (Diffusion-GR2, arXiv 2607.01170).
 
 Batch contract: that of stages/replay.py, and `advantage` Float[B], `kept` Bool[B] (False: its group is dropped),
 `old_log_prob` Float[B, G], `row_seed` Int[B]; with a KL, `reference_log_prob` Float[B, G].

@@ -2,6 +2,7 @@
 
 config.task   docid    docid_job.py    identifiers of documents
               rerank   rerank_job.py   messages of a re-ranker: mid-training, SFT, conversion, CFT
+                       rerank_rollouts.py   what it writes itself: on-policy distillation, RL
 """
 
 from pathlib import Path
@@ -56,4 +57,17 @@ class Job(Protocol):
 
   def work(self, rows: dict[str, np.ndarray]) -> Work:
     """What one step on this batch does, of which these are the process's rows."""
+    ...
+
+
+@runtime_checkable
+class RollsOut(Protocol):
+  """A job that learns from what its model writes: its stream of batches says what is to be written."""
+
+  def roll_out(self, params: Params, step: int, mesh: Mesh) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What step `step` learns from, written with `params` or (several steps a round) earlier ones; and its figures."""
+    ...
+
+  def settle(self, mesh: Mesh) -> None:
+    """Called before a checkpoint: everything that a resumed run will not write again has to be kept."""
     ...

@@ -8,6 +8,8 @@ from diffgr_jax.training.docid_job import docid_job
 from diffgr_jax.training.fields import Config
 from diffgr_jax.training.job import Job
 from diffgr_jax.training.rerank_job import rerank_job
+from diffgr_jax.training.rerank_options import OPD, RL
+from diffgr_jax.training.rerank_rollouts import rollout_job
 
 _JOBS: dict[str, tuple[Callable[[Config], None], Callable[[Config, Path], Job]]] = {
   "docid": (options.check_config, docid_job),
@@ -24,4 +26,6 @@ def check_config(config: Config) -> None:
 
 def make_job(config: Config, workdir: Path) -> Job:
   """Builds, or reads, what the run needs."""
+  if config.task == "rerank" and config.stage in (OPD, RL):
+    return rollout_job(config, workdir)
   return _JOBS[config.task][1](config, workdir)

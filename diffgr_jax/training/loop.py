@@ -18,7 +18,7 @@ from diffgr_jax.parallel.rules import shard_batch
 from diffgr_jax.training.checkpoint import Checkpoints, Position, abstract_state
 from diffgr_jax.training.fields import Config
 from diffgr_jax.training.host_log import LOGGER
-from diffgr_jax.training.job import Job
+from diffgr_jax.training.job import Job, RollsOut
 from diffgr_jax.training.jobs import check_config, make_job
 from diffgr_jax.training.metrics import MetricWriter, ProgressBar, check_finite, recorded_seconds
 from diffgr_jax.training.optimizer import optimizer_of
@@ -43,6 +43,7 @@ def train_and_evaluate(
   Raises:
     ValueError: a config, data or a mesh that cannot work; one line that names the field.
     NonFiniteLoss: the loss or its gradient is NaN or infinite; names the step and the last good checkpoint.
+    Collapse: rollouts have become worse than the config allows.
     Preempted: the process (any process of the job) was told to end by SIGTERM, and has saved.
   """
   workdir = Path(workdir)
@@ -113,6 +114,7 @@ def train_and_evaluate(
     with notice_of_preemption() as notice:
       for step in range(start + 1, config.steps + 1):
         rows = _next_batch(iterator, lost, pending)
+        rows, rolled = job.roll_out(state.params, step, mesh) if isinstance(job, RollsOut) else (rows, {})
         profile.before(step)
         batch = shard_batch(rows, mesh)
         with jax.set_mesh(mesh), lost.to("compile") if step == start + 1 else contextlib.nullcontext():
@@ -122,7 +124,7 @@ def train_and_evaluate(
         work = job.work(rows)
         if pending is not None:
           report(*pending)  # one step late: the device is already at work on this one
-        pending = (step, metrics, work)
+        pending = (step, metrics | rolled, work)
         profile.after(step, metrics)
         told_to_leave = notice.reached(step) and step < config.steps
         at_save = step % config.checkpoint_every == 0 or step == config.steps or told_to_leave
@@ -137,6 +139,8 @@ def train_and_evaluate(
         if watched:
           writer.write(step, watched)
         if at_save:
+          if isinstance(job, RollsOut):
+            job.settle(mesh)
           examples = examples_taken(iterator, config.batch_size)
           with lost.to("checkpoint"):
             checkpoints.save(step, state, dataclasses.replace(position, examples=examples), watched)

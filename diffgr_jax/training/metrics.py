@@ -20,6 +20,10 @@ class NonFiniteLoss(RuntimeError):
   """The loss is NaN or infinite."""
 
 
+class Collapse(RuntimeError):
+  """A policy's rollouts are no longer worth learning from."""
+
+
 def check_finite(step: int, metrics: Mapping[str, float], last_good: int | None, directory: Path) -> None:
   """Stops a run whose loss or gradient is not finite.
 

@@ -18,14 +18,12 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.flops import train_step_flops
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.parallel.distributed import process_rows
-from diffgr_jax.stages.cft import CftStage
-from diffgr_jax.stages.sft import SftStage
 from diffgr_jax.stages.stage import Batch
 from diffgr_jax.training.checkpoint import restore_params
 from diffgr_jax.training.fields import Config
 from diffgr_jax.training.rerank_examples import training_examples
 from diffgr_jax.training.rerank_options import CFT, CONVERT, check_mesh
-from diffgr_jax.training.rerank_run import RerankRun, open_rerank, prepare_rerank
+from diffgr_jax.training.rerank_run import RerankRun, RerankStage, open_rerank, prepare_rerank
 from diffgr_jax.training.speed import Work
 from diffgr_jax.training.start import pretrained_folder, start_at_pretrained
 
@@ -50,7 +48,7 @@ class RerankJob:
     return self.run.model
 
   @property
-  def stage(self) -> SftStage | CftStage:
+  def stage(self) -> RerankStage:
     return self.run.stage
 
   def check_mesh(self, mesh: Mesh) -> None:
@@ -112,6 +110,14 @@ def _flops(model: TransformerConfig, cft: bool, block_size: int, row_length: int
   noisy = train_step_flops(model, 1, target_length, "block_causal", block_size=block_size)
   across = 4 * model.n_layers * model.n_heads * model.head_dim * target_length * (row_length - target_length)
   return clean + noisy + 3 * across
+
+
+def rollout_flops(config: Config, model: TransformerConfig, length: int, copies: int) -> int:
+  """Operations of a training step on one rollout (its writing and its scores are not counted): a row, and the noisy
+  copies of its blocks."""
+  if model.pattern == "causal":
+    return _flops(model, False, 1, length, config.max_new_tokens)
+  return _flops(model, True, config.block_size, length, copies * config.block_size)
 
 
 def row_shape(config: Config, pad_id: int) -> RowShape:

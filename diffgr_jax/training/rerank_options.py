@@ -7,13 +7,17 @@ from jax.sharding import Mesh
 from diffgr_jax.data.interactions.shop import MADE_UP, NAMES
 from diffgr_jax.decoding.policies import POLICIES, make_policy
 from diffgr_jax.diffusion.corruption import SCHEDULES, make_process
+from diffgr_jax.diffusion.divergence import DIVERGENCES
 from diffgr_jax.docid.build import METHODS
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.parallel.rules import check_divides
 from diffgr_jax.rerank.retrievers import RETRIEVERS
+from diffgr_jax.stages.opd import SAMPLED
+from diffgr_jax.stages.replay import ESTIMATORS
+from diffgr_jax.stages.rl import AGGREGATES
 from diffgr_jax.training.fields import Config, FieldRules, check_fields, check_training
 
-MID_TRAINING, SFT, CONVERT, CFT = STAGES = ("mid_training", "sft", "convert", "cft")
+MID_TRAINING, SFT, CONVERT, CFT, OPD, RL = STAGES = ("mid_training", "sft", "convert", "cft", "opd", "rl")
 START_TRACES = "start"  # config.traces: those of the run that this one starts from
 TEMPLATE = "template"
 DECODERS = ("auto", "autoregressive", "block")
@@ -34,6 +38,9 @@ _RULES = FieldRules(
     "process": _PROCESSES,
     "schedule": tuple(SCHEDULES),
     "decoder": DECODERS,
+    "divergence": (*DIVERGENCES, SAMPLED),
+    "estimator": ESTIMATORS,
+    "aggregate": AGGREGATES,
     "policy": tuple(POLICIES),
     "invalid": ("input_order", "repair"),
     "best_metric": ("valid R@1", "valid NDCG@3"),
@@ -43,8 +50,11 @@ _RULES = FieldRules(
     "history_items": -1, "title_words": -1, "name_words": -1, "supporters": -1, "least_reasoning": 0, "trace_moved": 0,
     "vocab_size": 300, "row_length": 8, "target_length": 8, "block_size": 1, "reasoning_weight": 0,
     "answer_weight": 0, "end_weight": 0, "decode_steps": 0, "max_new_tokens": 1, "eval_batch_size": 1,
-    "eval_limit": 0, "watch_lists": 0, "temperature": 0,
+    "eval_limit": 0, "watch_lists": 0, "temperature": 0, "group": 1, "teacher_top_k": 0, "updates_per_rollout": 1,
+    "reward_alpha": 0, "estimator_draws": 1, "kl_weight": 0, "clip_high": 0, "refills": 0, "least_entropy": 0,
   },
+  above_zero=("rollout_temperature", "rollout_threshold", "spg_beta"),
+  shares=("jsd_beta", "clip_low", "spg_mix", "least_valid"),
 )  # fmt: skip
 
 
@@ -66,12 +76,14 @@ def check_config(config: Config) -> None:
       "config.pretrained must name a folder when config.start is 'pretrained', and only then: they are"
       f" {config.pretrained!r} and {config.start!r}"
     )
-  if config.stage in (CONVERT, CFT) and config.start != "run":
-    raise ValueError(f"config.stage {config.stage!r} converts a trained model: config.start must be 'run'")
+  if config.stage in (CONVERT, CFT, OPD, RL) and config.start != "run":
+    raise ValueError(f"config.stage {config.stage!r} goes on with a trained model: config.start must be 'run'")
   if config.stage == CONVERT and config.steps:
     raise ValueError(f"config.steps must be 0 for the stage 'convert', which trains nothing, not {config.steps}")
   _check_rows(config)
   _check_traces(config)
+  if config.stage in (OPD, RL):
+    _check_rollouts(config)
   if config.stage in (MID_TRAINING, SFT) and config.decoder == "block":
     raise ValueError(f"config.decoder 'block' needs a converted model, not one of the stage {config.stage!r}")
   if config.stage in (MID_TRAINING, SFT) and config.alignment != "shifted":
@@ -98,8 +110,40 @@ def _check_rows(config: Config) -> None:
     raise ValueError("config.attention 'splash' needs config.whole_stream: its mask is of two equal halves")
 
 
+def _check_rollouts(config: Config) -> None:
+  if config.batch_size % (config.group * config.microbatches):
+    raise ValueError(
+      f"config.batch_size ({config.batch_size}) counts rollouts, and must be a multiple of config.group"
+      f" ({config.group}) times config.microbatches ({config.microbatches})"
+    )
+  if rollout_context(config) < 1:
+    raise ValueError(
+      f"config.row_length ({config.row_length}) leaves no room for a prompt beside {config.max_new_tokens} new tokens"
+    )
+  if config.checkpoint_every % config.updates_per_rollout:
+    raise ValueError(
+      f"config.checkpoint_every ({config.checkpoint_every}) must be a multiple of config.updates_per_rollout"
+      f" ({config.updates_per_rollout})"
+    )
+  if config.stage == OPD and bool(config.teacher) == config.teacher_slow:
+    raise ValueError(
+      "config.teacher names a workdir unless config.teacher_slow has the student taught by itself: they are"
+      f" {config.teacher!r} and {config.teacher_slow}"
+    )
+  if config.stage == OPD and config.divergence == "jsd" and not 0 < config.jsd_beta < 1:
+    raise ValueError(f"config.jsd_beta is between 0 and 1, not {config.jsd_beta}: take forward_kl or reverse_kl there")
+  if config.stage == RL and config.group < 2:
+    raise ValueError("config.group is at least 2 for the stage 'rl', whose rewards are compared inside a group")
+
+
+def rollout_context(config: Config) -> int:
+  """Slots of a rollout's row for the prompt, in whole blocks."""
+  size = config.block_size
+  return (config.row_length // size - -(-(size - 1 + config.max_new_tokens) // size)) * size
+
+
 def _check_traces(config: Config) -> None:
-  if config.stage == MID_TRAINING:
+  if config.stage in (MID_TRAINING, OPD, RL):
     return
   if config.traces == START_TRACES:
     if config.start != "run":

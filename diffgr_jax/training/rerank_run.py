@@ -41,11 +41,14 @@ from diffgr_jax.rerank.semantic_ids import item_codes
 from diffgr_jax.rerank.splits import LeaveOneOut, leave_one_out
 from diffgr_jax.rerank.template_traces import TemplateTraces
 from diffgr_jax.stages.cft import CftStage
+from diffgr_jax.stages.opd import OpdStage
+from diffgr_jax.stages.policy import Policy
+from diffgr_jax.stages.rl import RlStage
 from diffgr_jax.stages.sft import SftStage
 from diffgr_jax.training.document_vectors import document_vectors
 from diffgr_jax.training.fields import Config, set_fields
 from diffgr_jax.training.options import lora_fields, transformer_config
-from diffgr_jax.training.rerank_options import CFT, CONVERT
+from diffgr_jax.training.rerank_options import CFT, CONVERT, OPD, RL
 from diffgr_jax.training.start import pretrained_folder, pretrained_model
 
 CODES_FILE = Path("index") / "codes.npz"
@@ -61,6 +64,11 @@ _MAY_CHANGE = {*DECODING_FIELDS} - {"block_size"} | {
   "steps", "log_every", "eval_every", "watch_lists", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best",
   "best_metric", "mesh", "rules", "decode_rules", "microbatches", "remat", "data_dir", "shop_path", "ce_chunk",
 }  # fmt: skip
+
+
+_NEVER_WRITTEN = (Vocabulary.pad_id, Vocabulary.bos_id, Vocabulary.mask_id)
+
+RerankStage = SftStage | CftStage | OpdStage | RlStage
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,8 @@ class RerankRun:
 
   @property
   def converted(self) -> bool:
-    return self.config.stage in (CONVERT, CFT)
+    """Whether the model writes block by block."""
+    return self.model.pattern == "block_causal"
 
   @property
   def decoder(self) -> str:
@@ -116,22 +125,28 @@ class RerankRun:
   @property
   def banned(self) -> Bool[Array, "V"]:
     """What no answer may hold: specials that only prompts have, MASK, and the rows that only pad."""
-    vocab = self.vocab
-    return banned_tokens(self.model.vocab_size, vocab.size, [vocab.pad_id, vocab.bos_id, vocab.mask_id])
+    return banned_tokens(self.model.vocab_size, self.vocab.size, _NEVER_WRITTEN)
 
   def set_decoding(self, assignments: list[str]) -> None:
     """Changes how the run decodes and is evaluated, from `field=value` strings; training fields stay."""
     set_fields(self.config, assignments, DECODING_FIELDS)
 
   @property
-  def stage(self) -> SftStage | CftStage:
+  def stage(self) -> RerankStage:
     config = self.config
     model = dataclasses.replace(self.model, attention=config.attention, rules=frozen_rules(config.rules))
     return make_stage(config, model, self.vocab.size)
 
 
-def make_stage(config: Config, model: TransformerConfig, valid_size: int) -> SftStage | CftStage:
+def make_stage(config: Config, model: TransformerConfig, valid_size: int) -> RerankStage:
   """The stage that a config names, on a model."""
+  never = (*_NEVER_WRITTEN, *range(valid_size, model.vocab_size))
+  if config.stage == OPD:
+    policy = writing_policy(config, model)
+    return OpdStage(policy, never, config.divergence, config.jsd_beta, config.teacher_top_k)
+  if config.stage == RL:
+    policy = writing_policy(config, model)
+    return RlStage(policy, never, config.clip_low, config.clip_high, config.aggregate, config.kl_weight)
   weights = (float(config.reasoning_weight), float(config.answer_weight), float(config.end_weight))
   if config.stage not in (CONVERT, CFT):
     return SftStage(model, valid_size, weights, config.ce_chunk)
@@ -146,6 +161,21 @@ def make_stage(config: Config, model: TransformerConfig, valid_size: int) -> Sft
     complementary=config.complementary,
     whole_stream=config.whole_stream,
     ce_chunk=config.ce_chunk,
+  )
+
+
+def writing_policy(config: Config, model: TransformerConfig) -> Policy:
+  """The model as it writes rollouts."""
+  return Policy(
+    model=model,
+    room=config.max_new_tokens,
+    mask_id=Vocabulary.mask_id,
+    block_size=1 if model.pattern == "causal" else config.block_size,
+    temperature=config.rollout_temperature,
+    estimator=config.estimator,
+    draws=config.estimator_draws,
+    beta=config.spg_beta,
+    mix=config.spg_mix,
   )
 
 
@@ -265,6 +295,18 @@ def _started_from(config: Config, shop: Shop, workdir: Path) -> RerankRun:
   model = dataclasses.replace(
     first.model, remat=config.remat, compute_dtype=config.compute_dtype, **lora_fields(config)
   )
+  if config.stage in (OPD, RL):
+    if config.alignment != first.config.alignment:
+      raise ValueError(
+        f"config.alignment is {config.alignment!r}, but {config.start_from} reads {first.config.alignment!r}"
+      )
+    if config.stage == OPD and not first.converted:
+      raise ValueError(f"config.start_from {config.start_from} is not converted: the stage 'opd' teaches a block model")
+    if first.converted and config.block_size != first.config.block_size:
+      raise ValueError(
+        f"config.block_size is {config.block_size}, but {config.start_from} has {first.config.block_size}"
+      )
+    return RerankRun(workdir, config, shop, first.vocab, first.codes, model)
   return RerankRun(workdir, config, shop, first.vocab, first.codes, _pattern(config, model))
 
 

@@ -1,10 +1,8 @@
 """Replay: log-probabilities are the decoder's (contract 8); estimators against canvases scored one by one."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import jax
-import jax.numpy as jnp
 
 from diffgr_jax.decoding.trajectory import generated, is_generated
 from diffgr_jax.models.attention import padded_layout

@@ -9,7 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from diffgr_jax.decoding.trajectory import generated
+from diffgr_jax.decoding.block import decode_blocks
+from diffgr_jax.decoding.block_state import BlockOptions
+from diffgr_jax.decoding.policies import Threshold
+from diffgr_jax.decoding.sampling import make_sampling
+from diffgr_jax.decoding.trajectory import block_trajectories, generated
 from diffgr_jax.models.attention import padded_layout
 from diffgr_jax.models.transformer import bind, init_params
 from diffgr_jax.parallel.mesh import make_mesh
@@ -145,12 +149,6 @@ def test_the_gradient_converges_to_that_of_the_expected_reward():
 
 
 def rolled_out(own, params, banned, tau, count, seed):
-  from diffgr_jax.decoding.block import decode_blocks
-  from diffgr_jax.decoding.block_state import BlockOptions
-  from diffgr_jax.decoding.policies import Threshold
-  from diffgr_jax.decoding.sampling import make_sampling
-  from diffgr_jax.decoding.trajectory import block_trajectories
-
   prompt = np.tile(_PROMPT, (count, 1))
   rows = jnp.zeros(48, bool).at[jnp.asarray(banned)].set(True)
   state = decode_blocks(
@@ -211,7 +209,9 @@ def test_a_dropped_group_does_not_dilute_the_others():
   for aggregate in ("token", "sequence", "constant"):
     stage = RlStage(own, r.BANNED, aggregate=aggregate)
     jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), gradient(stage, params, both), gradient(stage, params, alone)
+      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+      gradient(stage, params, both),
+      gradient(stage, params, alone),
     )
 
 

@@ -1,0 +1,28 @@
+"""On-policy distillation: `--config=configs/rerank/opd.py:start=WORKDIR,teacher=WORKDIR[,threshold=0.9][,slow=1]`.
+
+The converted `start` writes answers in its own blocks; the frozen autoregressive `teacher` says what it would have
+written there. `slow=1` in place of a teacher: the start teaches itself, one token a pass, to write several.
+"""
+
+import ml_collections
+
+from configs.rerank import base
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  config, given = base.get_config(arg, own=("start", "teacher", "slow", "threshold", "block"))
+  if "start" not in given:
+    raise ValueError("--config=...:start=WORKDIR names the converted run that is taught")
+  config.stage = "opd"
+  config.start, config.start_from = "run", given["start"]
+  config.teacher, config.teacher_slow = given.get("teacher", ""), bool(int(given.get("slow", "0")))
+  config.block_size = int(given.get("block", 32))
+  config.rollout_threshold = float(given.get("threshold", 0.9))
+  config.row_length = 608
+  config.batch_size = 32
+  config.group = 4
+  config.learning_rate = 3e-4
+  config.lr_decay = "constant"
+  config.checkpoint_every = 20
+  config.log_every = 5
+  return config.lock()
