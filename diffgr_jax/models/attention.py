@@ -143,5 +143,116 @@ def attend(
   value: Float[Array, "B S G K"],
   mask: Bool[Array, "B Q S"],
 ) -> Float[Array, "B Q H K"]:
-  """Reference attention: scaled dot products, float32 softmax, grouped heads (query head h reads group h // (H/G))."""
-  return jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, :, :])
+  """Reference attention: scaled dot products, float32 softmax, grouped heads (query head h reads group h // (H/G)).
+
+  Heads are moved outwards first: on a CPU the products and their gradients then take a half to a seventh of the time of
+  `jax.nn.dot_product_attention`, whose scores have heads inside (docs/decoding.md).
+  """
+  query, key, value = _heads_first(query, key, value)
+  return _heads_last(_weighted(_scores(query, key, mask), value))
+
+
+def attend_in_order(
+  query: Float[Array, "B T H K"],
+  key: Float[Array, "B T G K"],
+  value: Float[Array, "B T G K"],
+  mask: Bool[Array, "B T T"],
+  step: int = 1,
+) -> Float[Array, "B T H K"]:
+  """`attend` where no query sees a key behind the next multiple of `step`: what lies there is not computed.
+
+  1 1 . .       queries in parts (here 2), each against the keys up to its own end
+  1 1 . .
+  1 1 1 1
+  1 1 1 1
+  """
+  query, key, value = _heads_first(query, key, value)
+  length = key.shape[2]
+  width = -(-max(length // _PARTS, _LEAST_PART) // step) * step
+  parts = []
+  for begin in range(0, length, width):
+    end = min(begin + width, length)
+    scores = _scores(query[:, :, :, begin:end], key[:, :, :end], mask[:, begin:end, :end])
+    parts.append(_weighted(scores, value[:, :, :end]))
+  return _heads_last(jnp.concatenate(parts, axis=3))
+
+
+def attend_two_stream(
+  query: Float[Array, "B T H K"],
+  key: Float[Array, "B T G K"],
+  value: Float[Array, "B T G K"],
+  layout: Layout,
+  noisy: int,
+  block_size: int,
+) -> Float[Array, "B T H K"]:
+  """`attend` for two_stream where the first `noisy` tokens are whole noisy blocks, one after another.
+
+            own block   clean
+  noisy 1   1 1 . .     1 1 . .       a noisy block against itself, and all of them against the clean stream:
+        1   1 1 . .     1 1 . .       noisy blocks against one another are not computed
+        2   . . 1 1     1 1 1 1
+        2   . . 1 1     1 1 1 1       the clean stream by itself, in order
+  """
+  size = block_size
+  take = lambda tree, part: jax.tree.map(lambda x: x[:, part], tree)
+  of_noisy, of_clean = slice(None, noisy), slice(noisy, None)
+  clean_layout = take(layout, of_clean)
+  clean_mask = attention_mask("two_stream", clean_layout, clean_layout, size)
+  clean = attend_in_order(*take((query, key, value), of_clean), clean_mask, size)
+
+  query, own_key, own_value = _heads_first(*take((query, key, value), of_noisy))
+  _, key, value = _heads_first(*take((key, key, value), of_clean))
+  in_blocks = lambda x: x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
+  own = jnp.einsum("bgqnik,bgnjk->bgqnij", in_blocks(query), in_blocks(own_key), preferred_element_type=jnp.float32) * (
+    query.shape[-1] ** -0.5
+  )
+  before = attention_mask("two_stream", take(layout, of_noisy), clean_layout, size)
+  scores = _scores(query, key, before)
+  scores = scores.reshape(*scores.shape[:3], -1, size, scores.shape[-1])
+  highest = jax.lax.stop_gradient(jnp.maximum(own.max(-1, keepdims=True), scores.max(-1, keepdims=True)))
+  own, scores = jnp.exp(own - highest), jnp.exp(scores - highest)
+  total = own.sum(-1, keepdims=True) + scores.sum(-1, keepdims=True)
+  how: dict[str, Any] = dict(preferred_element_type=jnp.float32)
+  out = jnp.einsum("bgqnij,bgnjk->bgqnik", own.astype(value.dtype), in_blocks(own_value), **how)
+  flat = scores.astype(value.dtype).reshape(*scores.shape[:2], -1, scores.shape[-1])
+  out = out + jnp.einsum("bgms,bgsk->bgmk", flat, value, **how).reshape(out.shape)
+  mixed = (out / total).reshape(*query.shape).astype(query.dtype)
+  return jnp.concatenate([_heads_last(mixed), clean], axis=1)
+
+
+_PARTS, _LEAST_PART = 4, 64  # of `attend_in_order`: so many, of so many queries at least
+
+
+def _heads_first(
+  query, key, value
+) -> tuple[Float[Array, "B G Q T K"], Float[Array, "B G S K"], Float[Array, "B G S K"]]:
+  batch, length, heads, width = query.shape
+  groups = key.shape[2]
+  query = query.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+  return query, key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+
+
+def _heads_last(x: Float[Array, "B G Q T K"]) -> Float[Array, "B T H K"]:
+  batch, groups, queries, length, width = x.shape
+  return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, groups * queries, width)
+
+
+def _scores(
+  query: Float[Array, "B G Q T K"], key: Float[Array, "B G S K"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B G Q T S"]:
+  """Scaled products in float32, where the mask allows them; elsewhere a number that softmax makes 0."""
+  batch, groups, _, _, width = query.shape
+  flat = query.reshape(batch, groups, -1, width)
+  scores = jnp.einsum("bgmk,bgsk->bgms", flat, key, preferred_element_type=jnp.float32) * width**-0.5
+  return jnp.where(mask[:, None, None], scores.reshape(*query.shape[:4], -1), _HIDDEN)
+
+
+def _weighted(scores: Float[Array, "B G Q T S"], value: Float[Array, "B G S K"]) -> Float[Array, "B G Q T K"]:
+  weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+  total = weights.sum(axis=-1, keepdims=True)
+  flat = weights.astype(value.dtype).reshape(*weights.shape[:2], -1, weights.shape[-1])
+  out = jnp.einsum("bgms,bgsk->bgmk", flat, value, preferred_element_type=jnp.float32)
+  return (out.reshape(*weights.shape[:4], -1) / total).astype(value.dtype)
+
+
+_HIDDEN = float(jnp.finfo(jnp.float32).min)

@@ -1,6 +1,7 @@
 """Which attention runs: the reference, Splash on TPU, cuDNN's flash attention on GPU.
 
-    reference   any pattern, layout and dtype: dense scores of every pair (attention.py)
+    reference   any pattern, layout and dtype: dense scores (attention.py), of every pair unless what is hidden is known
+                by its place: documents in order (`aligned`), noisy blocks before a clean stream (`noisy`)
     splash      TPU: a pattern is a rule on indices, computed inside the kernel; tiles without a visible pair are
                 skipped, packing goes by segment ids. causal and bidirectional hold for any layout of whole documents
                 in order; block_causal and two_stream ask that documents begin at multiples of the block size
@@ -24,7 +25,14 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from diffgr_jax.models.attention import Layout, attend, attention_mask, visible
+from diffgr_jax.models.attention import (
+  Layout,
+  attend,
+  attend_in_order,
+  attend_two_stream,
+  attention_mask,
+  visible,
+)
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.parallel.rules import constrain, partition_spec, split_of
 
@@ -35,7 +43,12 @@ Mix = Callable[[Array, Array, Array], Array]  # queries, keys, values -> outputs
 
 
 def attention_of(
-  config: TransformerConfig, layout: Layout, pattern: str, block_size: int = 1, aligned: bool = False
+  config: TransformerConfig,
+  layout: Layout,
+  pattern: str,
+  block_size: int = 1,
+  aligned: bool = False,
+  noisy: int = 0,
 ) -> Mix:
   """The attention of a pass over whole sequences, as a function of queries, keys and values.
 
@@ -44,7 +57,10 @@ def attention_of(
     layout: of the sequence.
     pattern: attention pattern.
     block_size: of the block patterns.
-    aligned: every document of the layout begins at a multiple of `block_size` in the sequence (in both streams).
+    aligned: the layout has whole documents in order, and every one begins at a multiple of `block_size` in the sequence
+      (in both streams).
+    noisy: of two_stream: the first so many tokens are whole noisy blocks, one after another, and the clean stream
+      behind them is aligned; 0: nothing is known.
 
   Raises:
     ValueError: the kernel that the config asks for cannot serve.
@@ -64,6 +80,9 @@ def attention_of(
         f" ({block_size}): lay documents out so and say aligned=True, or take 'reference'"
       )
     return functools.partial(splash, layout=layout, pattern=pattern, block_size=block_size, rules=config.rules)
+  whole = split_of("length", config.rules) == 1  # parts of a sequence that is split would be moved
+  if kind == "reference" and pattern == "two_stream" and noisy and whole:
+    return functools.partial(attend_two_stream, layout=layout, noisy=noisy, block_size=block_size)
   mask = attention_mask(pattern, layout, layout, block_size)
   mask = constrain(mask, "attention mask", ("batch", "length", None), config.rules)
   if kind == "flash":
@@ -71,7 +90,9 @@ def attention_of(
       raise ValueError(f"model.attention 'flash' needs model.compute_dtype bfloat16, not {config.compute_dtype}")
     flash = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     return lambda query, key, value: flash(query, key, value, mask=mask[:, None])
-  return lambda query, key, value: attend(query, key, value, mask)
+  if pattern in ("causal", "block_causal") and aligned and whole:
+    return functools.partial(attend_in_order, mask=mask, step=block_size if in_blocks else 1)
+  return functools.partial(attend, mask=mask)
 
 
 def kernel_for(platform: str, compute_dtype: str) -> str:

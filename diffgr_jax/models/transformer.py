@@ -214,6 +214,7 @@ class Transformer(nnx.Module):
     block_size: int = 1,
     token_types: Int[Array, "B T"] | None = None,
     aligned: bool = False,
+    noisy: int = 0,
   ) -> Float[Array, "B T D"]:
     """Hidden states after the last norm, in the compute dtype.
 
@@ -223,9 +224,9 @@ class Transformer(nnx.Module):
       pattern: attention pattern; None takes the one of the config.
       block_size: tokens a block, for the block patterns.
       token_types: BERT's segment ids; None means all 0. Ignored by models without the table.
-      aligned: every document begins at a multiple of `block_size` in the sequence, which a kernel may ask for.
+      aligned, noisy: what is known of the layout, which kernels make use of (kernels.attention_of).
     """
-    return self._layers(tokens, layout, pattern, block_size, token_types, aligned)[0]
+    return self._layers(tokens, layout, pattern, block_size, token_types, aligned, noisy)[0]
 
   def hidden_states(
     self,
@@ -237,7 +238,7 @@ class Transformer(nnx.Module):
     token_types: Int[Array, "B T"] | None = None,
   ) -> Float[Array, "M B T D"]:
     """What goes into the first layer and what leaves each one (M = layers + 1; the last entry after the last norm)."""
-    last, first, outputs = self._layers(tokens, layout, pattern, block_size, token_types, False, keep=True)
+    last, first, outputs = self._layers(tokens, layout, pattern, block_size, token_types, keep=True)
     assert outputs is not None
     return jnp.concatenate([first[None], outputs[:-1], last[None]])
 
@@ -253,11 +254,11 @@ class Transformer(nnx.Module):
       x = x + self.type_embed(jnp.zeros_like(tokens) if token_types is None else token_types)
     return self.embed_norm(x) if config.norm_position == "post" else x
 
-  def _layers(self, tokens, layout, pattern, block_size, token_types, aligned, keep=False):
+  def _layers(self, tokens, layout, pattern, block_size, token_types, aligned=False, noisy=0, keep=False):
     """The hidden states after the last norm, before the first layer, and (with `keep`) after every layer."""
     config = self.config
     x = self._embedded(tokens, layout, token_types)
-    mix = attention_of(config, layout, pattern or config.pattern, block_size, aligned)
+    mix = attention_of(config, layout, pattern or config.pattern, block_size, aligned, noisy)
     definition, stacked = nnx.split(self.blocks)
 
     def layer(x, weights):

@@ -9,7 +9,7 @@
 The hidden states are those of cached block decoding on the same canvas (contract 1).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,8 @@ def read_noisy(
     join(position, clean.position), join(segment, clean.segment), join(stream, jnp.zeros_like(clean.segment))
   )
   tokens = join(noisy, clean.tokens)
-  hidden = model(tokens, layout, pattern="two_stream", block_size=block_size, aligned=whole_stream)
+  known: dict[str, Any] = dict(aligned=True) if whole_stream else dict(noisy=at.shape[1])
+  hidden = model(tokens, layout, pattern="two_stream", block_size=block_size, **known)
   of_noisy, of_clean = hidden[:, :-length], hidden[:, -length:]
   if model.config.alignment == "same_position":
     return gather(of_noisy, noisy_at)

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffgr_jax.models.attention import Layout, attend, attention_mask, padded_layout, rope, two_stream_layout
+from diffgr_jax.models.attention import (
+  Layout,
+  attend,
+  attend_in_order,
+  attend_two_stream,
+  attention_mask,
+  padded_layout,
+  rope,
+  two_stream_layout,
+)
 
 DRAWINGS = {
   "causal": """
@@ -146,6 +155,54 @@ def test_attend_agrees_with_float64_numpy():
       weights = np.where(mask[batch], np.exp(scores - scores.max()), 0)
       expected[batch, :, head] = weights / weights.sum(-1, keepdims=True) @ v[batch, :, head // 3]
   np.testing.assert_allclose(attend(*map(jnp.asarray, (q, k, v, mask))), expected, atol=1e-5)
+
+
+def in_order(lengths, size, total):
+  """Documents that begin at multiples of `size`, then padding."""
+  position, segment, at = np.zeros((1, total), np.int32), np.zeros((1, total), np.int32), 0
+  for number, length in enumerate(lengths, start=1):
+    position[0, at : at + length], segment[0, at : at + length] = np.arange(length), number
+    at += -(-length // size) * size
+  return Layout(jnp.asarray(position), jnp.asarray(segment), jnp.zeros((1, total), jnp.int32))
+
+
+def outputs_and_gradients(mix, layout, seed=0):
+  rng = np.random.default_rng(seed)
+  arrays = [jnp.asarray(rng.normal(size=(1, layout.position.shape[1], h, 8)), jnp.float32) for h in (6, 2, 2)]
+  valid = (layout.segment > 0)[:, :, None, None]
+  total = lambda *arrays: (jnp.where(valid, mix(*arrays), 0.0) ** 2).sum()
+  return jnp.where(valid, mix(*arrays), 0.0), jax.grad(total, argnums=(0, 1, 2))(*arrays)
+
+
+def close(a, b):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=3e-5), a, b)
+
+
+@pytest.mark.parametrize("pattern, size", [("causal", 1), ("block_causal", 16)])
+def test_in_order_is_the_reference(pattern, size):
+  layout = in_order((90, 200, 17), size, 337)  # three whole parts, and some
+  mask = attention_mask(pattern, layout, layout, size)
+  found = outputs_and_gradients(lambda *x: attend_in_order(*x, mask, size), layout)
+  close(found, outputs_and_gradients(lambda *x: attend(*x, mask), layout))
+
+
+def test_two_stream_in_blocks_is_the_reference():
+  size, clean = 16, in_order((90, 200, 17), 16, 336)
+  blocks = np.array([2, 2, 3, 7, 15, 15, 15, 20, 20])  # of the clean row, some several times; the last two are padding
+  at = (blocks[:, None] * size + np.arange(size)).reshape(1, -1)
+  take = lambda x: jnp.asarray(np.asarray(x)[0][at])
+  stream = jnp.asarray(np.arange(1, len(blocks) + 1).repeat(size)[None], jnp.int32)
+  join = lambda a, b: jnp.concatenate([a, b], axis=1)
+  layout = Layout(
+    join(take(clean.position), clean.position), join(take(clean.segment), clean.segment), join(stream, clean.stream)
+  )
+  # A block that a message fills in part has padding in it here, which packed rows have not: it is left out.
+  whole = layout.segment.reshape(1, -1, size).all(axis=-1).repeat(size, axis=-1)
+  layout = dataclasses.replace(layout, segment=layout.segment * whole)
+  assert int(whole.sum()) > 300
+  found = outputs_and_gradients(lambda *x: attend_two_stream(*x, layout, at.shape[1], size), layout)
+  mask = attention_mask("two_stream", layout, layout, size)
+  close(found, outputs_and_gradients(lambda *x: attend(*x, mask), layout))
 
 
 def test_rope_rotates_pairs_and_keeps_relative_products():

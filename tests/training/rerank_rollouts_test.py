@@ -1,4 +1,4 @@
-"""OPD and RL in the one loop, on tiny shops: resumed = uninterrupted, ahead or not; what is refused; what is watched."""
+"""OPD and RL in the one loop, on tiny shops: resumed = uninterrupted, ahead or not; what is refused, and watched."""
 
 import json
 
@@ -58,8 +58,13 @@ def interrupted(config, workdir, monkeypatch, at):
 
 @pytest.mark.parametrize(
   "fields",
-  [{}, {"teacher_top_k": 20, "divergence": "jsd"}, {"divergence": "sampled"}, {"updates_per_rollout": 2, "rollout_ahead": True}],
-)  # fmt: skip
+  [
+    {},
+    {"teacher_top_k": 20, "divergence": "jsd"},
+    {"divergence": "sampled"},
+    {"updates_per_rollout": 2, "rollout_ahead": True},
+  ],
+)
 def test_a_student_is_distilled_and_resumes_bit_for_bit(started, tmp_path, monkeypatch, fields):
   _, whole = loop.train_and_evaluate(opd(started, **fields), tmp_path / "whole")
   found = metrics(tmp_path / "whole")
@@ -141,7 +146,7 @@ def test_a_collapse_stops_the_run(started, tmp_path):
 def test_all_invalid_groups_change_nothing(started, tmp_path):
   _, state = loop.train_and_evaluate(rl(started[1], weight_decay=0.0, steps=1, warmup_steps=0), tmp_path / "run")
   assert metrics(tmp_path / "run")[0]["kept"] == 0
-  job, fresh = loop.train_and_evaluate(tiny("convert", started[0]), tmp_path / "convert")
+  _, fresh = loop.train_and_evaluate(tiny("convert", started[0]), tmp_path / "convert")
   same_bits(state.params, fresh.params)
 
 
@@ -169,7 +174,7 @@ def test_what_does_not_fit_is_refused(started, tmp_path):
     loop.train_and_evaluate(tiny("opd", started[1], teacher=str(started[1])), tmp_path / "b")
   with pytest.raises(ValueError, match="block_size is 16"):
     loop.train_and_evaluate(rl(started[1], block_size=16), tmp_path / "c")
-  with pytest.raises(ValueError, match="none of .* fits"):
+  with pytest.raises(ValueError, match=r"none of .* fits"):
     loop.train_and_evaluate(rl(started[1], row_length=48, max_new_tokens=24), tmp_path / "d")
 
 
