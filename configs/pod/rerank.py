@@ -1,8 +1,11 @@
-"""Re-ranking on TPU slices: `--config=configs/pod/rerank.py:stage=cft,start=WORKDIR` (mid_training | sft | cft).
+"""Re-ranking on TPU slices: `--config=configs/pod/rerank.py:stage=cft,start=WORKDIR`.
+
+Stages: mid_training, sft, cft, opd, rl.
 
 Qwen3-8B's shape over its vocabulary and 4 x 256 semantic IDs; messages of up to 2,560 tokens (a prompt of about 2,200,
 reasoning, ten IDs). `pretrained=DIR` begins mid_training or sft at a Hugging Face folder, `start=WORKDIR` at another
-run. docs/pods.md says which slices these were compiled for, with `python -m diffgr_jax.preflight`.
+run; opd asks for `teacher=WORKDIR`, too. docs/pods.md says which slices these were compiled for, with
+`python -m diffgr_jax.preflight`.
 """
 
 import ml_collections
@@ -11,11 +14,11 @@ from configs.rerank import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  own = ("stage", "start", "pretrained")
+  own = ("stage", "start", "pretrained", "teacher")
   config, given = base.get_config(",".join(filter(None, ("size=8b", arg))), own=own)
   stage, start, pretrained = given.get("stage", "cft"), given.get("start", ""), given.get("pretrained", "")
-  if stage == "cft" and not start:
-    raise ValueError("--config=...:stage=cft needs start=WORKDIR, the run that is converted")
+  if stage in ("cft", "opd", "rl") and not start:
+    raise ValueError(f"--config=...:stage={stage} needs start=WORKDIR, the run that it goes on with")
   config.stage = stage
   if start or pretrained:
     config.start = "run" if start else "pretrained"
@@ -34,5 +37,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.learning_rate = 1e-5
   config.warmup_steps = min(100, int(given.get("steps", 3000)) // 10)
   config.max_new_tokens = 256
+  if stage in ("opd", "rl"):
+    config.teacher = given.get("teacher", "")
+    config.teacher_top_k = 64
+    config.group, config.batch_size = (4, 512) if stage == "opd" else (8, 512)
+    config.decode_steps = 8  # passes of a block, at most: a replay has as many canvases
+    config.learning_rate, config.lr_decay = (1e-6 if stage == "opd" else 5e-7), "constant"
   config.mesh = ml_collections.ConfigDict({"replica": 1, "data": -1, "fsdp": 256, "tensor": 1, "sequence": 1})
   return config.lock()

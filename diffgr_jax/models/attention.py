@@ -194,19 +194,18 @@ def attend_two_stream(
         2   . . 1 1     1 1 1 1       the clean stream by itself, in order
   """
   size = block_size
-  take = lambda tree, part: jax.tree.map(lambda x: x[:, part], tree)
-  of_noisy, of_clean = slice(None, noisy), slice(noisy, None)
-  clean_layout = take(layout, of_clean)
+  cut = lambda part: jax.tree.map(lambda x: x[:, part], layout)
+  noisy_layout, clean_layout = cut(slice(None, noisy)), cut(slice(noisy, None))
   clean_mask = attention_mask("two_stream", clean_layout, clean_layout, size)
-  clean = attend_in_order(*take((query, key, value), of_clean), clean_mask, size)
+  clean = attend_in_order(query[:, noisy:], key[:, noisy:], value[:, noisy:], clean_mask, size)
 
-  query, own_key, own_value = _heads_first(*take((query, key, value), of_noisy))
-  _, key, value = _heads_first(*take((key, key, value), of_clean))
+  query, key, value = _heads_first(query[:, :noisy], key, value)
+  (own_key, key), (own_value, value) = (jnp.split(x, [noisy], axis=2) for x in (key, value))
   in_blocks = lambda x: x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
   own = jnp.einsum("bgqnik,bgnjk->bgqnij", in_blocks(query), in_blocks(own_key), preferred_element_type=jnp.float32) * (
     query.shape[-1] ** -0.5
   )
-  before = attention_mask("two_stream", take(layout, of_noisy), clean_layout, size)
+  before = attention_mask("two_stream", noisy_layout, clean_layout, size)
   scores = _scores(query, key, before)
   scores = scores.reshape(*scores.shape[:3], -1, size, scores.shape[-1])
   highest = jax.lax.stop_gradient(jnp.maximum(own.max(-1, keepdims=True), scores.max(-1, keepdims=True)))
