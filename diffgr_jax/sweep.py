@@ -1,5 +1,7 @@
 """Runs a study: `python -m diffgr_jax.sweep --config=configs/docid/study.py:path=DIR,... --out=DIR`.
 
+configs/rerank/study.py has all stages of a re-ranker, one after another.
+
 Every cell is a run of the main command in a process and a workdir of its own (OUT/NAME, its output in OUT/NAME.log).
 Started again with the same --out, it goes on where it stopped. Writes OUT/study.json and OUT/study.md. Exit codes: 0
 all cells have results, 1 a mistake or a failed cell, 75 told to leave by SIGTERM, and saved.
@@ -33,7 +35,7 @@ def main(_) -> int | None:
     for outcome in tqdm(run_cells(cells, out), total=len(cells), desc="study", unit="cell"):
       outcomes.append(outcome)
       print(f"{outcome.cell.name}: {outcome.error or 'done'}", file=sys.stderr, flush=True)
-      text = write_study(outcomes, out)
+      text = write_study(outcomes, out, _CONFIG.value.get("against", ""))
   except InterruptedError as told:
     print(told, file=sys.stderr)
     return EXIT_CODE

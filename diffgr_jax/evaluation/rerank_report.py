@@ -1,7 +1,8 @@
 """The evaluation of a re-ranker as one record: the retriever's order, boosted trees, and the model, on the same lists.
 
     WORKDIR/results.json          the record
-    WORKDIR/rankings.SPLIT.jsonl  each list: user, candidates, ranking, verdict - what `--against` reads of another run
+    WORKDIR/rankings.SPLIT.jsonl  each list: user, candidates, target, ranking, verdict - what `--against` reads of
+                                  another run, and a study of all (rerank_study.py)
 
 Invalid answers fall back to the input order, or are repaired: both rows stand in the table, and how many answers either
 changed. Users who are held out are never measured. Intervals are paired bootstraps over lists.
@@ -16,20 +17,28 @@ import jax
 import lightgbm
 import numpy as np
 
-from diffgr_jax.data.interactions.shop import load_shop, read_users
-from diffgr_jax.evaluation.rerank import COMPARED, compare, ranking_metrics, ranking_table, retriever_order
+from diffgr_jax.data.interactions.shop import MADE_UP, load_shop, read_users
+from diffgr_jax.evaluation.rerank import (
+  COMPARED,
+  best_possible,
+  compare,
+  ranking_metrics,
+  ranking_table,
+  retriever_order,
+)
 from diffgr_jax.evaluation.rerank_answers import Written, parse_answers, ranked, write_answers
 from diffgr_jax.evaluation.rerank_baselines import Trees, fit_trees
 from diffgr_jax.evaluation.retrieval import paired_bootstrap, results_record, typed_command
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.rerank.answer import Answers, Verdict, count_repairs, count_verdicts
+from diffgr_jax.rerank.made_up_shop import Law, make_shop, read_options
 from diffgr_jax.rerank.records import RankingTask, Shop
 from diffgr_jax.rerank.splits import leave_one_out
 from diffgr_jax.training.metrics import recorded_seconds
 from diffgr_jax.training.rerank_run import RerankRun
 
 TREES_FILE = "trees.json"
-RETRIEVER, TREES = "retriever", "boosted trees"
+RETRIEVER, TREES, BEST = "retriever", "boosted trees", "best order, expected"
 
 
 def evaluate_rerank(
@@ -71,7 +80,7 @@ def evaluate_rerank(
       raise ValueError(f"there is no list to measure on {split}: no target is among its candidates")
     written = write_answers(own, params, tasks)
     answers = parse_answers(own, written, tasks)
-    metrics[split] = _figures(own, tasks, written, answers, fitted)
+    metrics[split] = _figures(own, tasks, written, answers, fitted, law_of(run) if own is run else None)
     counts[split] = {"asked": lists.asked, "found": lists.found, "measured": len(tasks)}
     rows = ranked(answers, tasks, own.config.invalid)
     _write_rankings(out.parent / f"rankings.{split}.jsonl", own.shop, tasks, rows, answers)
@@ -138,7 +147,12 @@ def model_name(run: RerankRun) -> str:
 
 
 def _figures(
-  run: RerankRun, tasks: Sequence[RankingTask], written: Written, answers: Answers, trees: Trees | None
+  run: RerankRun,
+  tasks: Sequence[RankingTask],
+  written: Written,
+  answers: Answers,
+  trees: Trees | None,
+  law: Law | None,
 ) -> dict[str, dict[str, float]]:
   """The figures of every system on a split's lists."""
   name, other = model_name(run), {"input_order": "repair", "repair": "input_order"}[run.config.invalid]
@@ -147,7 +161,11 @@ def _figures(
     systems[TREES] = ranking_metrics(trees.rank(tasks), tasks)
   systems[name] = ranking_metrics(ranked(answers, tasks, run.config.invalid), tasks)
   systems[f"{name}, {other}"] = ranking_metrics(ranked(answers, tasks, other), tasks)
+  if law is not None:
+    systems[BEST] = best_possible(law.posteriors(tasks))
   figures = compare(systems, RETRIEVER)
+  if law is not None:
+    figures[name]["R@1 of the best"] = figures[name]["R@1"] / figures[BEST]["R@1"]
   figures[name] |= answer_figures(written, answers)
   figures[f"{name}, repair" if other == "repair" else name] |= {
     key: float(value) for key, value in count_repairs(answers).items() if key != "answers"
@@ -172,7 +190,14 @@ def answer_figures(written: Written, answers: Answers) -> dict[str, float]:
   return figures
 
 
-# --- trees, users, other runs ---
+# --- the law, trees, users, other runs ---
+
+
+def law_of(run: RerankRun) -> Law | None:
+  """The law of a made-up shop, by which the best possible order is known."""
+  if run.config.shop != MADE_UP:
+    return None
+  return make_shop(read_options(run.config.shop_path.replace("+", ",")))[1]
 
 
 def fitted_trees(run: RerankRun) -> Trees:
@@ -239,7 +264,8 @@ def _write_rankings(
   ids = lambda items: [shop.items[item].item_id for item in items]
   with file.open("w", encoding="utf-8") as lines:
     for task, row, verdict in zip(tasks, rows, answers.verdict.tolist(), strict=True):
-      kept = {"user": task.user, "candidates": ids(task.candidates), "ranking": ids(row)}
+      kept = {"user": task.user, "candidates": ids(task.candidates), "target": ids([task.target])[0]}
+      kept["ranking"] = ids(row)
       lines.write(json.dumps(kept | {"verdict": Verdict(verdict).name.lower()}) + "\n")
 
 

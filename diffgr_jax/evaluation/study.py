@@ -17,6 +17,7 @@ import subprocess
 import sys
 from typing import Any
 
+from diffgr_jax.evaluation.rerank_study import rerank_tables
 from diffgr_jax.evaluation.retrieval import format_table
 from diffgr_jax.parallel.preemption import EXIT_CODE
 
@@ -28,14 +29,16 @@ class Cell:
   """One run of a study."""
 
   name: str
-  config: str  # FILE.py:key=value,..., as the main command takes it
+  config: str  # FILE.py:key=value,..., as the main command takes it; {out} is the study's folder
   fields: Mapping[str, Any] = field(default_factory=dict)  # of the config, where they differ
 
-  @property
-  def flags(self) -> list[str]:
+  def flags(self, out: Path) -> list[str]:
     """The main command's flags; a list is written as Python writes a tuple, which ml_collections reads back."""
     show = lambda value: str(tuple(value) if isinstance(value, list) else value)
-    return [f"--config={self.config}", *(f"--config.{name}={show(value)}" for name, value in self.fields.items())]
+    return [
+      f"--config={self.config.replace('{out}', str(out))}",
+      *(f"--config.{name}={show(value)}" for name, value in self.fields.items()),
+    ]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def cells_of(config: Any) -> list[Cell]:
 
 def run_command(cell: Cell, out: Path) -> int:
   """Runs the main command in a process of its own; returns its exit code."""
-  command = [sys.executable, "-m", "diffgr_jax.main", *cell.flags, f"--workdir={out / cell.name}"]
+  command = [sys.executable, "-m", "diffgr_jax.main", *cell.flags(out), f"--workdir={out / cell.name}"]
   with open(out / f"{cell.name}.log", "a", encoding="utf-8") as log:
     return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
 
@@ -144,10 +147,14 @@ def best_on_validation(rows: Sequence[Mapping[str, object]], metric: str = "Hit@
   return max(runs, key=mean, default=None)
 
 
-def write_study(outcomes: Sequence[Outcome], out: Path) -> str:
-  """Writes study.json and study.md; returns what study.md says."""
+def write_study(outcomes: Sequence[Outcome], out: Path, against: str = "") -> str:
+  """Writes study.json and study.md; returns what study.md says. `against`: what re-rankers are compared with."""
   records = {outcome.cell.name: outcome.record or {"error": outcome.error} for outcome in outcomes}
   (out / "study.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+  if any("stage" in (outcome.record or {}).get("settings", {}) for outcome in outcomes):
+    text = rerank_tables({outcome.cell.name: outcome.record for outcome in outcomes}, out, against)
+    (out / "study.md").write_text(text + "\n", encoding="utf-8")
+    return text
   rows = table_rows(outcomes)
   best = best_on_validation(rows)
   chosen = f"Best on validation: {best['run']}, {best['decoding']}.\n\n" if best else ""

@@ -29,7 +29,7 @@ from diffgr_jax.rerank.template_traces import TemplateTraces
 from diffgr_jax.rerank.trace_files import read_traces, write_traces
 from diffgr_jax.rerank.wording import item_fields
 from diffgr_jax.training.rerank_options import MID_TRAINING, START_TRACES, TEMPLATE
-from diffgr_jax.training.rerank_run import RerankRun
+from diffgr_jax.training.rerank_run import RerankRun, open_rerank
 
 _END = (Segment("end", ""),)
 EXAMPLES_FILE, TRACES_FILE = "examples.npz", "traces.jsonl"
@@ -47,13 +47,23 @@ def training_examples(run: RerankRun) -> list[Example]:
   with in_turn("training examples"):
     if not file.exists() and jax.process_index() == 0:
       if run.config.stage != MID_TRAINING and run.config.traces == START_TRACES:
-        examples = read_examples(Path(run.config.start_from) / EXAMPLES_FILE)
+        examples = read_examples(_examples_before(Path(run.config.start_from)))
       else:
         examples = list(_made(run))
       if not examples:
         raise ValueError(f"no example to learn from: config.traces is {run.config.traces!r}")
       write_examples(file, examples)
   return read_examples(file)
+
+
+def _examples_before(folder: Path) -> Path:
+  """The examples of a run, or (where it had none: conversion, RL) of the nearest one that it began with."""
+  while not (folder / EXAMPLES_FILE).exists():
+    config = open_rerank(folder).config
+    if config.start != "run":
+      break
+    folder = Path(config.start_from)
+  return folder / EXAMPLES_FILE
 
 
 def write_examples(file: Path, examples: list[Example]) -> None:

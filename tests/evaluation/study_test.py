@@ -83,12 +83,13 @@ def test_the_best_is_chosen_on_validation_alone(tmp_path):
   assert best_on_validation(rows[:1]) is None
 
 
-def test_flags_are_read_back_as_what_they_were(monkeypatch):
-  assert A.flags == ["--config=configs/a.py:steps=1", "--config.seed=3", "--config.splits=('x', 'y')"]
+def test_flags_are_read_back_as_what_they_were(monkeypatch, tmp_path):
+  assert A.flags(tmp_path) == ["--config=configs/a.py:steps=1", "--config.seed=3", "--config.splits=('x', 'y')"]
+  assert Cell("d", "configs/d.py:start={out}/a").flags(tmp_path) == [f"--config=configs/d.py:start={tmp_path}/a"]
   own = flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=own)
   cell = Cell("c", "configs/quickstart.py:steps=7", {"eval_splits": ("valid",), "decodings": ["one_pass", "topk"]})
-  monkeypatch.setattr(sys, "argv", ["main", *cell.flags])  # where overrides are looked for
+  monkeypatch.setattr(sys, "argv", ["main", *cell.flags(tmp_path)])  # where overrides are looked for
   own(sys.argv)
   assert own.config.steps == 7
   assert tuple(own.config.eval_splits) == ("valid",)
