@@ -30,19 +30,18 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     own += [f"steps={steps[count]}"] if count else []
     return {"config": f"configs/rerank/{stage}.py:{','.join(own)}", "fields": fields or {}}
 
-  config.cells = ml_collections.ConfigDict(
-    {
-      "mid": cell("mid_training", "mid", mixture | {"eval_limit": 8}),
-      "sft": cell("sft", "sft", start="mid"),
-      "teacher": cell("rl", "teacher", rollouts, start="sft"),
-      "naive": cell("convert", start="teacher"),
-      "cft": cell("cft", "cft", start="teacher"),
-      "opd": cell("opd", "opd", rollouts, start="cft", teacher="teacher"),
-      "both": cell("rl", "rl", rollouts, start="opd"),
-      "rl": cell("rl", "rl", rollouts, start="cft"),
-      "opd_slow": cell("opd", "opd", rollouts | {"threshold": 1.0}, "1.0", start="cft", teacher="teacher"),
-      "opd_fast": cell("opd", "opd", rollouts | {"threshold": 0.6}, "0.6", start="cft", teacher="teacher"),
-    },
-    allow_dotted_keys=True,
-  )
+  cells = {
+    "mid": cell("mid_training", "mid", mixture | {"eval_limit": 8}),
+    "sft": cell("sft", "sft", start="mid"),
+    "teacher": cell("rl", "teacher", rollouts, start="sft"),
+    "naive": cell("convert", start="teacher"),
+    "cft": cell("cft", "cft", start="teacher"),
+    "opd": cell("opd", "opd", rollouts, start="cft", teacher="teacher"),
+    "both": cell("rl", "rl", rollouts, start="opd"),
+    "rl": cell("rl", "rl", rollouts, start="cft"),
+    "opd_slow": cell("opd", "opd", rollouts | {"threshold": 1.0}, "1.0", start="cft", teacher="teacher"),
+    "opd_fast": cell("opd", "opd", rollouts | {"threshold": 0.6}, "0.6", start="cft", teacher="teacher"),
+  }
+  config.cells = ml_collections.ConfigDict(cells, allow_dotted_keys=True)
+  config.order = tuple(cells)
   return config.lock()

@@ -54,9 +54,13 @@ def cells_of(config: Any) -> list[Cell]:
   """The cells of a study's config.
 
   Raises:
-    ValueError: no cells, or a name that is no name of a folder.
+    ValueError: no cells, an order that is not of these, or a name that is no name of a folder.
   """
-  cells = [Cell(name, own["config"], own.get("fields", {})) for name, own in config.to_dict()["cells"].items()]
+  given = config.to_dict()
+  names = list(given.get("order") or given["cells"])  # a ConfigDict sorts its fields
+  if set(names) != set(given["cells"]):
+    raise ValueError(f"config.order names {', '.join(names)}, but the cells are {', '.join(given['cells'])}")
+  cells = [Cell(name, given["cells"][name]["config"], given["cells"][name].get("fields", {})) for name in names]
   if not cells:
     raise ValueError("config.cells is empty: a study has at least one cell")
   for cell in cells:

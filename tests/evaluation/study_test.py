@@ -99,6 +99,11 @@ def test_flags_are_read_back_as_what_they_were(monkeypatch, tmp_path):
 def test_cells_need_names():
   config = ml_collections.ConfigDict({"cells": {"a": {"config": "x.py", "fields": {"seed": 1}}}})
   assert cells_of(config) == [Cell("a", "x.py", {"seed": 1})]
+  ordered = ml_collections.ConfigDict({"cells": {"a": {"config": "x"}, "b": {"config": "y"}}, "order": ("b", "a")})
+  assert [cell.name for cell in cells_of(ordered)] == ["b", "a"]
+  ordered.order = ("b", "c")
+  with pytest.raises(ValueError, match="order names b, c, but the cells are a, b"):
+    cells_of(ordered)
   with pytest.raises(ValueError, match="at least one cell"):
     cells_of(ml_collections.ConfigDict({"cells": {}}))
   with pytest.raises(ValueError, match=r"'/a' is no name of a folder"):
