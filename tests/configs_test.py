@@ -13,6 +13,7 @@ ARGUMENTS = {
   "docid.autoregressive": "", "pod.docid": "size=1b", "rerank.mid_training": "shop=amazon_beauty,path=here",
   "rerank.sft": "pool=50,size=base", "rerank.convert": "start=w",
   "rerank.cft": "start=w,block=8,alignment=same_position",
+  "rerank.opd": "start=w,teacher=t,threshold=0.6", "rerank.rl": "start=w,estimator=coupled",
   "pod.rerank": "stage=cft,start=w",
 }  # fmt: skip
 
@@ -32,7 +33,7 @@ def test_an_unknown_argument_is_named(name):
     importlib.import_module(f"configs.{name}").get_config("depth=3")
 
 
-@pytest.mark.parametrize("name", ["rerank.convert", "rerank.cft", "pod.rerank"])
+@pytest.mark.parametrize("name", ["rerank.convert", "rerank.cft", "rerank.opd", "rerank.rl", "pod.rerank"])
 def test_a_conversion_needs_a_start(name):
   with pytest.raises(ValueError, match="start=WORKDIR"):
     importlib.import_module(f"configs.{name}").get_config("")
@@ -69,3 +70,26 @@ def test_every_cell_of_the_study_is_a_run_that_is_accepted():
     assert (config.steps, config.batch_size, config.dataset_path) == (7, 16, "here")
   with pytest.raises(ValueError, match=r"a study needs path"):
     importlib.import_module("configs.docid.study").get_config("path=here")
+
+
+@pytest.mark.parametrize("stage", ["opd", "rl"])
+def test_rollouts_on_pods_are_accepted(stage):
+  check_config(importlib.import_module("configs.pod.rerank").get_config(f"stage={stage},start=w,teacher=t"))
+
+
+def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it():
+  study = importlib.import_module("configs.rerank.study").get_config("seed=3,part=0.1")
+  cells, seen = cells_of(study), set()
+  assert study.against in {cell.name for cell in cells}
+  for cell in cells:
+    file, _, arguments = cell.config.partition(":")
+    config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(arguments)
+    with config.unlocked():
+      for name, value in cell.fields.items():
+        config.update_from_flattened_dict({name: value})
+    check_config(config)
+    assert config.seed == 3
+    for folder in filter(None, (config.start_from, config.teacher)):
+      assert folder.removeprefix("{out}/") in seen
+    seen.add(cell.name)
+  assert len(seen) == 10

@@ -28,7 +28,7 @@ def rerank_tables(records: Mapping[str, Mapping[str, Any] | None], out: Path, ag
   splits = dict.fromkeys(split for record in records.values() if record for split in record["metrics"])
   parts = []
   for split in splits:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, record in records.items():
       if record is None:
         rows.append({"run": f"{name}: failed"})
@@ -39,16 +39,16 @@ def rerank_tables(records: Mapping[str, Mapping[str, Any] | None], out: Path, ag
   return "\n\n".join(parts)
 
 
-def _rows(name: str, systems: Mapping[str, Mapping[str, float]], first: bool) -> list[dict[str, object]]:
+def _rows(name: str, systems: Mapping[str, Mapping[str, float]], first: bool) -> list[dict[str, Any]]:
   show = lambda own: {key: own[key] for key in _SHOWN if key in own}
-  rows: list[dict[str, object]] = [
+  rows: list[dict[str, Any]] = [
     {"run": "", "decoder": system} | show(systems[system]) for system in _ONCE if first and system in systems
   ]
   own = next(system for system in systems if "valid" in systems[system])
   return [*rows, {"run": name, "decoder": own} | show(systems[own])]
 
 
-def _difference(out: Path, name: str, against: str, split: str) -> dict[str, object]:
+def _difference(out: Path, name: str, against: str, split: str) -> dict[str, Any]:
   """R@1 less that of another run on the same lists, with its 95% interval."""
   files = [out / one / f"rankings.{split}.jsonl" for one in (name, against)]
   if not against or name == against or not all(file.exists() for file in files):
