@@ -1,0 +1,165 @@
+"""The public interface, as `import diffgr_jax as dg` has it: a trained run by its workdir, and what it can be asked.
+
+    retriever = dg.load("workdir/quickstart")
+    retriever.retrieve(["join path components"], k=5)          documents and scores, one list a query
+    retriever.trace("join path components").draw("steps.png")  how a DocID was denoised, step by step
+
+    reranker = dg.load("workdir/cft")
+    reranker.rerank(reranker.lists("test")[:8])                rankings, what was written, and whether it was valid
+
+    dg.load("checkpoint").write("Once upon a time").text       a converted Hugging Face checkpoint
+
+Everything else of the package may be imported too, and may change between versions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffgr_jax.data.pipeline import encode_prompts
+from diffgr_jax.evaluation.answers import Asked, Beam, OnePass
+from diffgr_jax.evaluation.rerank_answers import parse_answers, ranked, write_answers
+from diffgr_jax.generation.options import GenerationOptions, make_plan
+from diffgr_jax.generation.text import Generated, TextGenerator, find_tokenizer
+from diffgr_jax.models.transformer import Params
+from diffgr_jax.rerank.answer import Verdict
+from diffgr_jax.rerank.records import RankingTask
+from diffgr_jax.training.averaging import answering_params
+from diffgr_jax.training.checkpoint import restore_params
+from diffgr_jax.training.pretrained import load_pretrained, read_spec
+from diffgr_jax.training.rerank_run import RerankRun, open_rerank, task_of
+from diffgr_jax.training.run import Run, open_run
+from diffgr_jax.viz.worked import Answer, Denoising, answer_query
+
+_TOGETHER = 32  # queries or lists that are decoded at once
+
+
+@dataclass(frozen=True)
+class Hit:
+  """A document of a ranking."""
+
+  doc_id: str
+  title: str
+  score: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+  """What a re-ranker made of a list.
+
+  Attributes:
+    items: the candidates' IDs in the shop, best first; the input order where what was written is not valid.
+    text: what was written, reasoning and ranking.
+    verdict: ok, or the class of its fault.
+    forwards: passes that it took.
+  """
+
+  items: tuple[str, ...]
+  text: str
+  verdict: str
+  forwards: int
+
+
+@dataclass(frozen=True, eq=False)
+class Retriever:
+  """A trained run of DocID retrieval."""
+
+  run: Run
+  params: Params
+  step: int
+
+  def retrieve(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
+    """The best documents of each query: by one-pass scores, or an autoregressive run's beam search of width k."""
+    asked = Asked(self.run, self.params, self.run.index)
+    decoding = Beam(k) if self.run.autoregressive else OnePass(self.run.config.prior_weight)
+    k, found = min(k, len(self.run.index.doc_ids)), []
+    for begin in range(0, len(queries), _TOGETHER):
+      texts = [*queries[begin : begin + _TOGETHER]]
+      prompts = encode_prompts(texts, self.run.vocab, self.run.config.prompt_length)
+      answer = decoding.answer(asked, np.resize(prompts, (_TOGETHER, prompts.shape[1])), np.arange(_TOGETHER))
+      for row in range(len(texts)):
+        order = np.argsort(-answer.score[row], kind="stable")[:k]
+        documents = order if answer.document is None else answer.document[row][order]
+        found.append(self._hits(documents.tolist(), answer.score[row][order].tolist()))
+    return found
+
+  def trace(self, query: str, *, constrained: bool = True, **how: Any) -> Answer:
+    """One query in full: its ranking, and every step of denoising a DocID. See `viz.worked.Denoising` for `how`."""
+    return answer_query(self.run, self.params, query, constrained=constrained, denoising=Denoising(**how))
+
+  def _hits(self, documents: list[int], scores: list[float]) -> list[Hit]:
+    index = self.run.index
+    pairs = zip(documents, scores, strict=True)
+    return [Hit(index.doc_ids[at], index.titles[at], score) for at, score in pairs if at >= 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Reranker:
+  """A trained run of re-ranking: a teacher, or a model converted from one."""
+
+  run: RerankRun
+  params: Params
+  step: int
+
+  def lists(self, split: str = "test") -> Sequence[RankingTask]:
+    """The shop's own lists of a split: train, valid or test."""
+    return self.run.lists(split).tasks
+
+  def rerank(self, tasks: Sequence[RankingTask], *, seed: int = 0) -> list[Ranking]:
+    """Writes an answer to each list, as the run's config decodes (`run.set_decoding` changes that)."""
+    if not tasks:
+      return []
+    written = write_answers(self.run, self.params, tasks, batch_size=min(_TOGETHER, len(tasks)), seed=seed, quiet=True)
+    answers = parse_answers(self.run, written, tasks)
+    items, vocab = self.run.shop.items, self.run.vocab
+    return [
+      Ranking(
+        tuple(items[at].item_id for at in order),
+        vocab.decode(tokens[:length].tolist()),
+        Verdict(verdict).name.lower(),
+        int(forwards),
+      )
+      for order, tokens, length, verdict, forwards in zip(
+        ranked(answers, tasks, self.run.config.invalid), written.tokens, written.length, answers.verdict.tolist(),
+        written.forwards, strict=True,
+      )
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+  """A converted checkpoint that writes text."""
+
+  folder: Path
+  params: Params
+
+  def write(self, prompt: str, *, trace: bool = False, **how: Any) -> Generated:
+    """Continues a prompt; with `trace`, every step is kept. See `generation.options.GenerationOptions` for `how`."""
+    plan = make_plan(GenerationOptions(**how), read_spec(self.folder))
+    return TextGenerator(plan, self.params, find_tokenizer(self.folder))(prompt, trace=trace)
+
+
+def load(folder: str | Path, step: int | None = None) -> Retriever | Reranker | Writer:
+  """What a folder holds: a run's workdir, or a checkpoint of `convert --from_hf`.
+
+  Args:
+    folder: the folder.
+    step: of a run's checkpoint; None: the newest.
+
+  Raises:
+    FileNotFoundError: it holds neither.
+    ValueError: a step of a checkpoint that is no run's.
+  """
+  folder = Path(folder)
+  if not (folder / "checkpoints").is_dir():
+    if step is not None:
+      raise ValueError(f"{folder} is no run's workdir (it has no checkpoints): step applies to runs only")
+    return Writer(folder, load_pretrained(folder)[1])
+  if task_of(folder) == "rerank":
+    own = open_rerank(folder)
+    return Reranker(own, *restore_params(folder, own.model, step))
+  run = open_run(folder)
+  return Retriever(run, *answering_params(run, step))
