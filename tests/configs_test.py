@@ -85,8 +85,7 @@ def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it():
     file, _, arguments = cell.config.partition(":")
     config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(arguments)
     with config.unlocked():
-      for name, value in cell.fields.items():
-        config.update_from_flattened_dict({name: value})
+      config.update(cell.fields)
     check_config(config)
     assert config.seed == 3
     for folder in filter(None, (config.start_from, config.teacher)):

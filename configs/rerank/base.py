@@ -71,7 +71,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.trace_moved = 3 if size in ("tiny", "small") else 0  # a template's ranking moves so many up; 0: by score
   config.least_reasoning = 100  # tokens
   # mid_training: shares of its examples (training/rerank_examples.py); text needs text_files.
-  config.mixture = ml_collections.ConfigDict({"next_item": 0.3, "caption": 0.2, "lists": 0.5, "text": 0.0})
+  config.mixture = ml_collections.ConfigDict({"next_item": 0.1, "caption": 0.05, "lists": 0.85, "text": 0.0})
   config.text_files = ()
 
   # Model.

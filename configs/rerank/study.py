@@ -20,7 +20,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   steps = {stage: max(2, round(part * count)) for stage, count in _STEPS.items()}
   config = ml_collections.ConfigDict()
   config.against = "teacher"
-  mixture = {"mixture.next_item": 0.1, "mixture.caption": 0.05, "mixture.lists": 0.85}
   rollouts = {"checkpoint_every": 10}
 
   def cell(stage: str, count: str = "", fields: dict | None = None, threshold: str = "", **runs: str) -> dict:
@@ -31,7 +30,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     return {"config": f"configs/rerank/{stage}.py:{','.join(own)}", "fields": fields or {}}
 
   cells = {
-    "mid": cell("mid_training", "mid", mixture | {"eval_limit": 8}),
+    "mid": cell("mid_training", "mid", {"eval_limit": 8}),
     "sft": cell("sft", "sft", start="mid"),
     "teacher": cell("rl", "teacher", rollouts, start="sft"),
     "naive": cell("convert", start="teacher"),
@@ -42,6 +41,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "opd_slow": cell("opd", "opd", rollouts | {"threshold": 1.0}, "1.0", start="cft", teacher="teacher"),
     "opd_fast": cell("opd", "opd", rollouts | {"threshold": 0.6}, "0.6", start="cft", teacher="teacher"),
   }
-  config.cells = ml_collections.ConfigDict(cells, allow_dotted_keys=True)
+  config.cells = ml_collections.ConfigDict(cells)
   config.order = tuple(cells)
   return config.lock()
