@@ -67,6 +67,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
 
   # Traces (rerank/reasoning.py): written from evidence, files of JSON lines, or those of the run this one starts from.
   config.traces = "template"  # template | start | FILE.jsonl[+FILE.jsonl]
+  config.examples = ""  # workdirs joined by +, whose examples are learned in place of any that would be made
   config.trace_scores = "trees"  # what a template ranks by: trees (boosted, on the evidence as worded) | evidence
   config.trace_moved = 3 if size in ("tiny", "small") else 0  # a template's ranking moves so many up; 0: by score
   config.least_reasoning = 100  # tokens

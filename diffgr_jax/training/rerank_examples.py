@@ -6,8 +6,8 @@ mid_training   next item     history -> the item that was taken next
                lists         candidates' IDs and an order of their letters -> the IDs in that order
                text          general text, in pieces
 
-They are made once and kept in WORKDIR/examples.npz, so that a resumed run, or the next stage (`traces="start"`), reads
-them back without lists, trees or traces.
+They are made once and kept in WORKDIR/examples.npz, so that a resumed run, the next stage (`traces="start"`), or any run
+of the same vocabulary (`examples=WORKDIR`: CFT on the lists of mid-training) reads them back, without lists or traces.
 """
 
 from collections import Counter
@@ -46,7 +46,10 @@ def training_examples(run: RerankRun) -> list[Example]:
   file = run.workdir / EXAMPLES_FILE
   with in_turn("training examples"):
     if not file.exists() and jax.process_index() == 0:
-      if run.config.stage != MID_TRAINING and run.config.traces == START_TRACES:
+      if run.config.examples:
+        folders = [Path(folder) for folder in run.config.examples.split("+")]
+        examples = [example for folder in folders for example in read_examples(folder / EXAMPLES_FILE)]
+      elif run.config.stage != MID_TRAINING and run.config.traces == START_TRACES:
         examples = read_examples(_examples_before(Path(run.config.start_from)))
       else:
         examples = list(_made(run))

@@ -120,6 +120,16 @@ def test_mid_training_hands_over_to_sft(tmp_path):
   assert set(sizes) == {1, 2, 3, 4, 5}  # half of the lists are cut, mostly to few candidates
   assert 0.4 < np.mean(np.equal(sizes, 5)) < 0.75
 
+  # ... and CFT may begin on the same messages
+  lists = tiny("cft", tmp_path / "sft", examples=str(tmp_path / "mid"), row_length=96, target_length=96)
+  loop.train_and_evaluate(lists, tmp_path / "lists")
+  assert len(_examples(tmp_path / "lists")) == len(examples)
+  whole = tiny("cft", tmp_path / "lists", examples=f"{tmp_path / 'mid'}+{tmp_path / 'sft'}")
+  loop.train_and_evaluate(whole, tmp_path / "whole")
+  assert len(_examples(tmp_path / "whole")) == len(examples) + len(_examples(tmp_path / "sft"))
+  with pytest.raises(ValueError, match=r"config\.examples names workdirs"):
+    loop.train_and_evaluate(tiny("cft", tmp_path / "sft", examples=str(tmp_path)), tmp_path / "none")
+
 
 def _examples(workdir):
   with np.load(workdir / "examples.npz") as kept:
