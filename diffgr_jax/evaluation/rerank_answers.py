@@ -95,6 +95,14 @@ def write_answers(
   return _written(run, tokens, passes, seconds)
 
 
+def decode_prompts(run: RerankRun, params: Params, prompts: Sequence[Sequence[int]]) -> Int[np.ndarray, "Q G"]:
+  """What the run's decoder writes behind any prompts, PAD behind an end."""
+  batch = min(run.config.eval_batch_size, len(prompts))
+  decode = _decoder(run, params, max(map(len, prompts)), batch)
+  starts, seeds = range(0, len(prompts), batch), np.arange(len(prompts), dtype=np.int32)
+  return np.concatenate([decode([*prompts[at : at + batch]], seeds[at : at + batch])[0] for at in starts])
+
+
 def _decoder(run: RerankRun, params: Params, longest: int, batch: int):
   """A function of prompts and seeds: tokens [rows, G], PAD behind the end, and the pass that committed each."""
   config, vocab = run.config, run.vocab

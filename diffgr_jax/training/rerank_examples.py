@@ -6,8 +6,8 @@ mid_training   next item     history -> the item that was taken next
                lists         candidates' IDs and an order of their letters -> the IDs in that order
                text          general text, in pieces
 
-They are made once and kept in WORKDIR/examples.npz, so that a resumed run, the next stage (`traces="start"`), or any run
-of the same vocabulary (`examples=WORKDIR`: CFT on the lists of mid-training) reads them back, without lists or traces.
+They are made once and kept in WORKDIR/examples.npz. A resumed run, the next stage (`traces="start"`), or any run of the
+same vocabulary (`examples=WORKDIR`: CFT on the lists of mid-training) reads them back, without lists or traces.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from diffgr_jax.evaluation.rerank_baselines import Trees
 from diffgr_jax.evaluation.rerank_report import fitted_trees
 from diffgr_jax.parallel.distributed import in_turn
 from diffgr_jax.rerank.chat import Message, Segment, count_tokens, encode_messages, segments
-from diffgr_jax.rerank.prompt import name_candidate, render, render_reply
+from diffgr_jax.rerank.prompt import PromptOptions, name_candidate, render, render_reply
 from diffgr_jax.rerank.reasoning import Outcome, TraceRules, count_outcomes, evidence_scores
 from diffgr_jax.rerank.records import RankingTask
 from diffgr_jax.rerank.template_traces import TemplateTraces
@@ -178,15 +178,20 @@ def _listings(run: RerankRun) -> Iterator[Message]:
   very few: with codes that cannot be known beforehand, lists of ten alone taught nothing in the time in which these
   did (docs/experiments.md).
   """
-  options, rng = run.prompts, np.random.default_rng(run.config.seed)
-  words, template = options.wording, options.template
+  rng = np.random.default_rng(run.config.seed)
   for task in run.lists("train").tasks:
     candidates = task.candidates[: _listed(len(task.candidates), rng)]
-    ranking = [candidates[at] for at in rng.permutation(len(candidates))]
-    shown = [part for item in candidates for part in name_candidate(item, candidates, template)]
-    letters = [template.label(candidates.index(item)) for item in ranking if template.labels]
-    asked = segments("user", [words.candidates.lstrip(), *shown, " order", *letters])
-    yield (*asked, *render_reply((), ranking if letters else candidates, candidates, template))
+    yield listing(candidates, rng.permutation(len(candidates)).tolist(), run.prompts)
+
+
+def listing(candidates: Sequence[int], order: Sequence[int], options: PromptOptions) -> Message:
+  """Candidates, the letters of an order, and their IDs in that order (without letters: in their own)."""
+  words, template = options.wording, options.template
+  ranking = [candidates[at] for at in order]
+  shown = [part for item in candidates for part in name_candidate(item, candidates, template)]
+  letters = [template.label(candidates.index(item)) for item in ranking if template.labels]
+  asked = segments("user", [words.candidates.lstrip(), *shown, " order", *letters])
+  return (*asked, *render_reply((), ranking if letters else candidates, candidates, template))
 
 
 def _listed(size: int, rng: np.random.Generator) -> int:
