@@ -38,18 +38,21 @@ _TRAINING = FieldRules(
 
 
 def check_fields(config: Config, rules: FieldRules) -> None:
-  """Raises ValueError with one line that names the field, its value and what it may be."""
+  """Raises ValueError with one line that names the field, its value and what it may be.
+
+  Fields that the config does not have (of a run that is older than they are) are passed over.
+  """
   for name, allowed in rules.choices.items():
-    if config[name] not in allowed:
+    if name in config and config[name] not in allowed:
       raise ValueError(f"config.{name} is one of {', '.join(map(str, allowed))}, not {config[name]!r}")
   for name, least in rules.at_least.items():
-    if config[name] < least:
+    if name in config and config[name] < least:
       raise ValueError(f"config.{name} is at least {least}, not {config[name]}")
   for name in rules.above_zero:
-    if config[name] <= 0:
+    if name in config and config[name] <= 0:
       raise ValueError(f"config.{name} is above 0, not {config[name]}")
   for name in rules.shares:
-    if not 0.0 <= config[name] <= 1.0:
+    if name in config and not 0.0 <= config[name] <= 1.0:
       raise ValueError(f"config.{name} is in [0, 1], not {config[name]}")
 
 

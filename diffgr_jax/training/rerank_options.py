@@ -143,7 +143,7 @@ def rollout_context(config: Config) -> int:
 
 
 def _check_traces(config: Config) -> None:
-  for folder in filter(None, config.examples.split("+")):
+  for folder in filter(None, config.get("examples", "").split("+")):
     if not (Path(folder) / "examples.npz").is_file():
       raise ValueError(f"config.examples names workdirs of runs that were trained on messages, and {folder} is none")
   if config.stage in (MID_TRAINING, OPD, RL):

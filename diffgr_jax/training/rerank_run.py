@@ -364,7 +364,7 @@ def open_rerank(workdir: Path, config: Config | None = None) -> RerankRun:
 
 def _check_same(old: dict[str, Any], config: Config, workdir: Path) -> None:
   new = json.loads(config.to_json())
-  for field in sorted(set(old) | set(new)):
+  for field in sorted(old):  # fields that came later are as the run goes on with them
     if field not in _MAY_CHANGE and old.get(field) != new.get(field):
       raise ValueError(
         f"{workdir} holds a run with {field}={old.get(field)!r}, not {new.get(field)!r}:"
