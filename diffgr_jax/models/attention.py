@@ -146,7 +146,7 @@ def attend(
   """Reference attention: scaled dot products, float32 softmax, grouped heads (query head h reads group h // (H/G)).
 
   Heads are moved outwards first: on a CPU the products and their gradients then take a half to a seventh of the time of
-  `jax.nn.dot_product_attention`, whose scores have heads inside (docs/decoding.md).
+  `jax.nn.dot_product_attention`, whose scores have heads inside (docs/experiments.md, Speed).
   """
   query, key, value = _heads_first(query, key, value)
   return _heads_last(_weighted(_scores(query, key, mask), value))
