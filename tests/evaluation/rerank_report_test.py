@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from diffgr_jax.evaluation.rerank_answers import Written, parse_answers, ranked, write_answers
-from diffgr_jax.evaluation.rerank_report import RETRIEVER, answer_figures, evaluate_rerank, print_rerank
+from diffgr_jax.evaluation.rerank_report import (
+  BEST,
+  RETRIEVER,
+  answer_figures,
+  evaluate_rerank,
+  law_of,
+  print_rerank,
+)
 from diffgr_jax.rerank.chat import encode_messages
 from diffgr_jax.rerank.prompt import render, render_prompt
 from diffgr_jax.training.rerank_run import open_rerank
@@ -74,14 +81,20 @@ def test_the_record_has_every_system_on_the_same_lists(runs, tmp_path, capsys):
   run.set_decoding(["eval_splits=test"])
   record = evaluate_rerank(run, params, step=4, out=tmp_path / "one" / "results.json")
   systems = record["metrics"]["test"]
-  assert list(systems) == [RETRIEVER, "boosted trees", "autoregressive", "autoregressive, repair"]
+  assert list(systems) == [RETRIEVER, "boosted trees", "autoregressive", "autoregressive, repair", BEST]
   assert len({own["lists"] for own in systems.values()}) == 1
   assert "R@1 - retriever low" in systems["autoregressive"]
+  law = law_of(run)
+  assert law is not None
+  posteriors = law.posteriors(run.lists("test").tasks[: systems[BEST]["lists"]])
+  assert systems[BEST]["R@1"] == pytest.approx(posteriors.max(axis=1).mean())
+  assert systems["autoregressive"]["R@1 of the best"] == systems["autoregressive"]["R@1"] / systems[BEST]["R@1"]
   assert {"valid", "tokens/s", "tokens a forward", "repaired"} <= set(
     systems["autoregressive"] | systems["autoregressive, repair"]
   )
   lines = [json.loads(line) for line in (tmp_path / "one" / "rankings.test.jsonl").read_text().splitlines()]
   assert len(lines) == systems[RETRIEVER]["lists"] == record["settings"]["lists"]["test"]["measured"]
+  assert all(line["target"] in line["candidates"] for line in lines)
   assert all(sorted(line["ranking"]) == sorted(line["candidates"]) for line in lines)
   print_rerank(record, tmp_path)
   assert "autoregressive: 0.0% valid; " in capsys.readouterr().out

@@ -9,7 +9,7 @@ from tests.training.tiny_rerank import tiny
 @pytest.mark.parametrize(
   "stage, fields, message",
   [
-    ("sft", {"stage": "dpo"}, "config.stage is one of mid_training, sft, convert, cft, not 'dpo'"),
+    ("sft", {"stage": "dpo"}, "config.stage is one of mid_training, sft, convert, cft, opd, rl, not 'dpo'"),
     ("sft", {"task": "chat"}, "config.task is one of docid, rerank, not 'chat'"),
     ("sft", {"shop": "amazon_beauty", "shop_path": ""}, "config.shop_path must name the folder"),
     ("sft", {"list_size": 1}, "config.list_size is at least 2, not 1"),
