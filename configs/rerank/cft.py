@@ -2,7 +2,8 @@
 
 Masked diffusion, block by block, on the messages that the teacher was trained on (`traces=FILE.jsonl`: on others, such
 as its own samples). Weights start as the teacher's. `lists=WORKDIR` takes the short messages of a mid-training run, in
-short rows: writing IDs down in any order of positions is learned there first, in a fraction of the tokens.
+short rows: writing IDs down in any order of positions is learned there first, in a fraction of the tokens. A run that
+starts from such a one names the teacher's messages again: `start=W/lists,examples=W/sft`.
 """
 
 import ml_collections
@@ -11,7 +12,7 @@ from configs.rerank import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config, given = base.get_config(arg, own=("start", "block", "alignment", "traces", "lists"))
+  config, given = base.get_config(arg, own=("start", "block", "alignment", "traces", "lists", "examples"))
   if "start" not in given:
     raise ValueError("--config=...:start=WORKDIR names the run that is converted")
   config.stage = "cft"
@@ -21,8 +22,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.alignment = given.get("alignment", "shifted")
   config.row_length = 608  # messages begin at multiples of the block size
   config.target_length = 288
+  config.examples = given.get("lists", given.get("examples", ""))
   if "lists" in given:
-    config.examples = given["lists"]
     config.row_length, config.target_length, config.batch_size = 128, 128, 24
   config.learning_rate = 1e-3
   return config.lock()

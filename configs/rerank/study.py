@@ -1,8 +1,8 @@
 """All stages of a re-ranker, one after another: `--config=configs/rerank/study.py[:shop=NAME,path=DIR,seed=0]`
 
-for `python -m diffgr_jax.sweep`. Mid-training, SFT (the autoregressive teacher), its RL, naive conversion, CFT, OPD,
-OPD then RL, RL without OPD, and OPD where decoding is slower and faster; each with its figures, all compared with the
-teacher. `part=0.1` takes a tenth of every stage's steps.
+for `python -m diffgr_jax.sweep`. Mid-training, SFT (the autoregressive teacher), its RL, naive conversion, CFT (on the
+messages of mid-training first), OPD, OPD then RL, RL without OPD, and OPD where decoding is slower and faster; each
+with its figures, all compared with the teacher. `part=0.1` takes a tenth of all steps.
 """
 
 import ml_collections
@@ -10,7 +10,7 @@ import ml_collections
 from configs.quickstart import parse_arguments
 
 _ARGUMENTS = ("shop", "path", "pool", "size", "seed", "part")
-_STEPS = {"mid": 2600, "sft": 4000, "teacher": 60, "cft": 1500, "opd": 100, "rl": 60}
+_STEPS = {"mid": 2600, "sft": 4000, "teacher": 60, "lists": 1600, "cft": 1500, "opd": 100, "rl": 60}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -34,7 +34,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "sft": cell("sft", "sft", start="mid"),
     "teacher": cell("rl", "teacher", rollouts, start="sft"),
     "naive": cell("convert", start="teacher"),
-    "cft": cell("cft", "cft", start="teacher"),
+    "lists": cell("cft", "lists", {"eval_limit": 8}, start="teacher", lists="mid"),
+    "cft": cell("cft", "cft", start="lists", examples="sft"),
     "opd": cell("opd", "opd", rollouts, start="cft", teacher="teacher"),
     "both": cell("rl", "rl", rollouts, start="opd"),
     "rl": cell("rl", "rl", rollouts, start="cft"),

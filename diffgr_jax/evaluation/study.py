@@ -29,16 +29,14 @@ class Cell:
   """One run of a study."""
 
   name: str
-  config: str  # FILE.py:key=value,..., as the main command takes it; {out} is the study's folder
+  config: str  # FILE.py:key=value,..., as the main command takes it; {out}, here and in fields, is the study's folder
   fields: Mapping[str, Any] = field(default_factory=dict)  # of the config, where they differ
 
   def flags(self, out: Path) -> list[str]:
     """The main command's flags; a list is written as Python writes a tuple, which ml_collections reads back."""
     show = lambda value: str(tuple(value) if isinstance(value, list) else value)
-    return [
-      f"--config={self.config.replace('{out}', str(out))}",
-      *(f"--config.{name}={show(value)}" for name, value in self.fields.items()),
-    ]
+    given = [f"--config={self.config}", *(f"--config.{name}={show(value)}" for name, value in self.fields.items())]
+    return [flag.replace("{out}", str(out)) for flag in given]
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,8 @@ def test_the_best_is_chosen_on_validation_alone(tmp_path):
 def test_flags_are_read_back_as_what_they_were(monkeypatch, tmp_path):
   assert A.flags(tmp_path) == ["--config=configs/a.py:steps=1", "--config.seed=3", "--config.splits=('x', 'y')"]
   assert Cell("d", "configs/d.py:start={out}/a").flags(tmp_path) == [f"--config=configs/d.py:start={tmp_path}/a"]
+  named = Cell("e", "configs/e.py", {"examples": "{out}/b"})
+  assert named.flags(tmp_path)[1] == f"--config.examples={tmp_path}/b"
   own = flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=own)
   cell = Cell("c", "configs/quickstart.py:steps=7", {"eval_splits": ("valid",), "decodings": ["one_pass", "topk"]})
