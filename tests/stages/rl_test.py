@@ -209,7 +209,7 @@ def test_a_dropped_group_does_not_dilute_the_others():
   for aggregate in ("token", "sequence", "constant"):
     stage = RlStage(own, r.BANNED, aggregate=aggregate)
     jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
       gradient(stage, params, both),
       gradient(stage, params, alone),
     )
