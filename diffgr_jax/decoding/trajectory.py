@@ -52,7 +52,7 @@ def block_trajectories(
   # Float32 keeps log p of a probability to 1e-7, which is what a replay differs by anyway.
   log_prob = jnp.where(step >= 0, jnp.log(jnp.maximum(shift(state.confidence, 1.0), 1e-37)), 0.0)
   start = state.start - state.first
-  length, finished = _generated(tokens, tokens != mask_id, start, stops, max_new_tokens)
+  length, finished = _generated(tokens, mask_id, start, stops, max_new_tokens)
   return Trajectories(tokens, step, log_prob, start, length, finished)
 
 
@@ -76,7 +76,7 @@ def autoregressive_trajectories(
   step = jnp.where(generated, place - start[:, None], -1)
   padded = jnp.concatenate([jnp.zeros((batch, width)), rows.log_prob], axis=1)
   log_prob = jnp.where(generated, jnp.take_along_axis(padded, at, axis=1), 0.0)
-  _, finished = _generated(tokens, tokens != mask_id, start, stops, room)
+  _, finished = _generated(tokens, mask_id, start, stops, room)
   return Trajectories(tokens, step, log_prob, start, rows.length.astype(jnp.int32), finished)
 
 
@@ -93,7 +93,7 @@ def is_generated(length: Int[Array, "B"], room: int) -> Bool[Array, "B G"]:
 
 def _generated(
   tokens: Int[Array, "B T"],
-  filled: Bool[Array, "B T"],
+  mask_id: int,
   start: Int[Array, "B"],
   stops: Sequence[Sequence[int]],
   max_new_tokens: int,
@@ -101,7 +101,7 @@ def _generated(
   """How many tokens stand from `start` on, up to the first stop or gap, and whether it is a stop."""
   place = jnp.arange(tokens.shape[1])[None]
   inside = (place >= start[:, None]) & (place < (start + max_new_tokens)[:, None])
-  gap = jnp.cumsum(inside & ~filled, axis=1) > 0
+  gap = jnp.cumsum(inside & (tokens == mask_id), axis=1) > 0
   ends = stop_ends(tokens, inside & ~gap, stop_table(stops))
   kept = inside & ~gap & ~after_stop(ends)
   return kept.sum(axis=1).astype(jnp.int32), ends.any(axis=1)

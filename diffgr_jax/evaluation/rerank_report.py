@@ -35,7 +35,7 @@ from diffgr_jax.rerank.made_up_shop import Law, make_shop, read_options
 from diffgr_jax.rerank.records import RankingTask, Shop
 from diffgr_jax.rerank.splits import leave_one_out
 from diffgr_jax.training.metrics import recorded_seconds
-from diffgr_jax.training.rerank_run import RerankRun
+from diffgr_jax.training.rerank_run import RerankRun, made_up_options
 
 TREES_FILE = "trees.json"
 RETRIEVER, TREES, BEST = "retriever", "boosted trees", "best order, expected"
@@ -197,7 +197,7 @@ def law_of(run: RerankRun) -> Law | None:
   """The law of a made-up shop, by which the best possible order is known."""
   if run.config.shop != MADE_UP:
     return None
-  return make_shop(read_options(run.config.shop_path.replace("+", ",")))[1]
+  return make_shop(read_options(made_up_options(run.config)))[1]
 
 
 def fitted_trees(run: RerankRun) -> Trees:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from diffgr_jax.evaluation.rerank_report import BEST, RETRIEVER, TREES
 from diffgr_jax.evaluation.retrieval import format_table, paired_bootstrap
 
 _SHOWN = ("R@1", "R@3", "NDCG@3", "R@1 of the best", "valid", "tokens a forward", "tokens/s")
-_ONCE = ("retriever", "boosted trees", "best order, expected")
+_ONCE = (RETRIEVER, TREES, BEST)
 
 
 def rerank_tables(records: Mapping[str, Mapping[str, Any] | None], out: Path, against: str = "") -> str:

@@ -145,8 +145,8 @@ def attend(
 ) -> Float[Array, "B Q H K"]:
   """Reference attention: scaled dot products, float32 softmax, grouped heads (query head h reads group h // (H/G)).
 
-  Heads are moved outwards first: on a CPU the products and their gradients then take a half to a seventh of the time of
-  `jax.nn.dot_product_attention`, whose scores have heads inside (docs/experiments.md, Speed).
+  Heads are moved outwards first, which on a CPU is quicker than `jax.nn.dot_product_attention`, forward and backward
+  (benchmarks/attention.py; docs/experiments.md, Speed).
   """
   query, key, value = _heads_first(query, key, value)
   return _heads_last(_weighted(_scores(query, key, mask), value))

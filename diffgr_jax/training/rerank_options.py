@@ -132,6 +132,13 @@ def _check_rollouts(config: Config) -> None:
     )
   if config.stage == OPD and config.divergence == "jsd" and not 0 < config.jsd_beta < 1:
     raise ValueError(f"config.jsd_beta is between 0 and 1, not {config.jsd_beta}: take forward_kl or reverse_kl there")
+  if config.stage == OPD and config.divergence == SAMPLED:
+    for field, value in (("updates_per_rollout", 1), ("rollout_ahead", False), ("rollout_temperature", 1.0)):
+      if config[field] != value:
+        raise ValueError(
+          f"config.divergence 'sampled' is a gradient of fresh rollouts at temperature 1: config.{field} must be"
+          f" {value}, not {config[field]}"
+        )
   if config.stage == RL and config.group < 2:
     raise ValueError("config.group is at least 2 for the stage 'rl', whose rewards are compared inside a group")
 

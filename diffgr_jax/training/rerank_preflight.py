@@ -95,7 +95,7 @@ def make_rerank_program(step: str, config: Config, job: Plan, mesh: Mesh) -> Pro
 
 
 def _in_blocks(config: Config) -> bool:
-  """Whether the model that is trained writes block by block."""
+  """Whether the model that is trained writes block by block; rl of a teacher says so by its decoder."""
   return config.stage not in (MID_TRAINING, SFT) and config.decoder != "autoregressive"
 
 

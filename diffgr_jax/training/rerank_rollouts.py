@@ -11,7 +11,6 @@ WORKDIR/prompts.npz   the lists as prompts, with candidates and targets;  rollou
 from collections.abc import Sequence
 import dataclasses
 from dataclasses import dataclass, field
-import functools
 from pathlib import Path
 import time
 from typing import Any
@@ -71,8 +70,8 @@ class RolloutJob(RerankJob):
 
   def batches(self, mesh: Mesh) -> grain.DatasetIterator:
     config = self.config
-    count, passes = len(self.asked.prompts), config.batch_size // config.group
-    print(f"{count} lists, {passes} a step, {config.group} rollouts of each", flush=True)
+    count, a_step = len(self.asked.prompts), config.batch_size // config.group
+    print(f"{count} lists, {a_step} a step, {config.group} rollouts of each", flush=True)
     rows = RolloutRows(count, config.group, config.seed)
     return row_batches(rows, np.arange(config.batch_size), config.batch_size)
 
@@ -94,7 +93,7 @@ class RolloutJob(RerankJob):
     config = self.config
     if not self.rounds:
       keep = (config.keep_checkpoints + 1) * config.checkpoint_every
-      how = dict(updates=config.updates_per_rollout, ahead=config.rollout_ahead, keep_steps=keep)
+      how = dict(updates=config.updates_per_rollout, ahead=config.rollout_ahead, keep_steps=keep, steps=config.steps)
       self.rounds.append(Rounds(_Writer(self, mesh).write, self.workdir, config.batch_size, **how))
     return self.rounds[0]
 
@@ -116,7 +115,7 @@ class _Writer:
   def write(self, params: Params, number: int, indices: Sequence[int]) -> tuple[Rows, Figures]:
     """The rollouts of a round as the rows of its steps."""
     began = time.monotonic()
-    config, figures = self._config, {}
+    config = self._config
     with jax.set_mesh(self._mesh):
       rows, answers, rewards = self._roll(params, indices)
       figures = rollout_figures(rows, answers, rewards, self._job.asked.targets[rows["list"]], self._policy.room)
@@ -124,8 +123,8 @@ class _Writer:
       written = time.monotonic()
       if config.stage == RL:
         rows |= self._advantages(rewards)
-        figures["kept"] = float(rows["kept"].mean())
         rows = self._refilled(params, rows, number)
+        figures["kept"] = float(rows["kept"].mean())
       rows |= self._scores(params, rows)
     del rows["list"]
     now = time.monotonic()
@@ -221,7 +220,7 @@ def roll_out(
 
   Every row has `config.row_length` slots, so that all rounds share a decoder.
   """
-  config, vocab, stops = run.config, run.vocab, [(run.vocab.eos_id,)]
+  config, vocab, stops = run.config, run.vocab, ((run.vocab.eos_id,),)
   model = dataclasses.replace(policy.model, rules=frozen_rules(config.decode_rules))
   width = rollout_context(config)
   tokens, valid = pad_prompts(prompts, vocab.pad_id, width=width)
@@ -235,21 +234,17 @@ def roll_out(
       context=width, blocks=(config.row_length - width) // size, steps=config.decode_steps or None
     )
     state = decode_blocks(params, tokens, valid, seeds, run.banned, options=options, **how, **shape)
-    found = _block_rows(state, stops, vocab.mask_id, policy.room)
+    found = _block_trajectories(state, stops, mask_id=vocab.mask_id, max_new_tokens=policy.room)
   else:
     rows = decode_autoregressive(params, tokens, valid, seeds, run.banned, pad_id=vocab.pad_id, **how)
-    found = _token_rows(rows, tokens, valid, stops, vocab.mask_id)
+    found = _token_trajectories(rows, tokens, valid, stops, mask_id=vocab.mask_id)
   rows = {one.name: np.asarray(getattr(found, one.name)) for one in dataclasses.fields(found)}
   passes = int(rows["step"].max(initial=0)) + 1 if policy.in_blocks else 1
   return rows | {"copy": _copy(len(prompts), passes)}
 
 
-def _block_rows(state, stops, mask_id: int, room: int):
-  return jax.jit(functools.partial(block_trajectories, stops=stops, mask_id=mask_id, max_new_tokens=room))(state)
-
-
-def _token_rows(rows, tokens, valid, stops, mask_id: int):
-  return jax.jit(functools.partial(autoregressive_trajectories, stops=stops, mask_id=mask_id))(rows, tokens, valid)
+_block_trajectories = jax.jit(block_trajectories, static_argnames=("stops", "mask_id", "max_new_tokens"))
+_token_trajectories = jax.jit(autoregressive_trajectories, static_argnames=("stops", "mask_id"))
 
 
 def _copy(rows: int, passes: int) -> Int[np.ndarray, "B C"]:

@@ -43,6 +43,7 @@ from diffgr_jax.rerank.template_traces import TemplateTraces
 from diffgr_jax.stages.cft import CftStage
 from diffgr_jax.stages.opd import OpdStage
 from diffgr_jax.stages.policy import Policy
+from diffgr_jax.stages.replay import REPLAY
 from diffgr_jax.stages.rl import RlStage
 from diffgr_jax.stages.sft import SftStage
 from diffgr_jax.training.document_vectors import document_vectors
@@ -196,12 +197,16 @@ def list_options(config: Config) -> ListOptions:
   )
 
 
+def made_up_options(config: Config) -> str:
+  """The options of a made-up shop: joined by + in a config, whose arguments are joined by commas."""
+  return config.shop_path.replace("+", ",")
+
+
 def shop_of(config: Config, workdir: Path) -> Shop:
   """The shop that the config names, built on the first call."""
-  path = config.shop_path.replace("+", ",") if config.shop == MADE_UP else config.shop_path
   return load_shop(
     config.shop,
-    path=path,
+    path=made_up_options(config) if config.shop == MADE_UP else config.shop_path,
     data_dir=config.data_dir or str(workdir / "data"),
     on_bad_row=config.on_bad_row,
     category=config.shop_category,
@@ -302,6 +307,10 @@ def _started_from(config: Config, shop: Shop, workdir: Path) -> RerankRun:
       )
     if config.stage == OPD and not first.converted:
       raise ValueError(f"config.start_from {config.start_from} is not converted: the stage 'opd' teaches a block model")
+    if not first.converted and config.estimator != REPLAY:
+      raise ValueError(
+        f"config.estimator is {config.estimator!r}, but {config.start_from} is autoregressive: its one pass is 'replay'"
+      )
     if first.converted and config.block_size != first.config.block_size:
       raise ValueError(
         f"config.block_size is {config.block_size}, but {config.start_from} has {first.config.block_size}"

@@ -37,13 +37,17 @@ class RolloutRows(grain.MapDataset[Rows]):
     return np.iinfo(np.int64).max
 
   def __getitem__(self, index):  # pyright: ignore[reportIncompatibleMethodOverride]
-    return {"index": np.int64(index), "list": np.int32(self._order[int(index) // self._group] or 0)}
+    at = self._order[int(index) // self._group]
+    assert at is not None  # the order has no end
+    return {"index": np.int64(index), "list": np.int32(at)}
 
 
 class Rounds:
   """Gives each step the rollouts that it learns from."""
 
-  def __init__(self, write: Write, workdir: Path, batch_size: int, updates: int, ahead: bool, keep_steps: int):
+  def __init__(
+    self, write: Write, workdir: Path, batch_size: int, *, updates: int, ahead: bool, keep_steps: int, steps: int
+  ):
     """Remembers how rollouts are written.
 
     Args:
@@ -53,10 +57,11 @@ class Rounds:
       updates: steps of a round.
       ahead: a round is written while the one before it is learned from.
       keep_steps: rounds of so many steps back are kept in the workdir.
+      steps: of the run: no round is written ahead that it would not learn from.
     """
     self._write, self._folder = write, workdir / FOLDER
     self._batch_size, self._updates, self._ahead = batch_size, updates, ahead
-    self._keep = keep_steps // updates + 2
+    self._keep, self._last = keep_steps // updates + 2, (steps - 1) // updates
     self._rounds: dict[int, tuple[Rows, Figures]] = {}
     self._pool = concurrent.futures.ThreadPoolExecutor(1) if ahead else None
     self._pending: dict[int, concurrent.futures.Future[tuple[Rows, Figures]]] = {}
@@ -66,11 +71,11 @@ class Rounds:
     number, place = divmod(step - 1, self._updates)
     if number not in self._rounds:
       self._rounds = {number: self._take(params, number)}
-    if self._pool is not None and number + 1 not in self._pending:
-      kept = self._read(number + 1)
-      if kept is None:
-        old = jax.tree.map(jnp.copy, params)  # the step that follows takes the weights' memory
-        self._pending[number + 1] = self._pool.submit(self._written, old, number + 1)
+    following = number + 1
+    wanted = following <= self._last and following not in self._pending and not self._file(following).exists()
+    if self._pool is not None and wanted:
+      old = jax.tree.map(jnp.copy, params)  # the step that follows takes the weights' memory
+      self._pending[following] = self._pool.submit(self._written, old, following)
     rows, figures = self._rounds[number]
     own = slice(place * self._batch_size, (place + 1) * self._batch_size)
     return {name: x[own] for name, x in rows.items()}, figures if place == 0 else {}
@@ -91,12 +96,15 @@ class Rounds:
       self._folder.mkdir(parents=True, exist_ok=True)
       partial = self._folder / f"{number}.partial.npz"
       np.savez(partial, allow_pickle=False, **rows)
-      partial.replace(self._folder / f"{number}.npz")
-      (self._folder / f"{number - self._keep}.npz").unlink(missing_ok=True)
+      partial.replace(self._file(number))
+      self._file(number - self._keep).unlink(missing_ok=True)
     return rows, figures
 
+  def _file(self, number: int) -> Path:
+    return self._folder / f"{number}.npz"
+
   def _read(self, number: int) -> tuple[Rows, Figures] | None:
-    file = self._folder / f"{number}.npz"
+    file = self._file(number)
     if not file.exists():
       return None
     with np.load(file) as kept:

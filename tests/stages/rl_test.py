@@ -208,11 +208,9 @@ def test_a_dropped_group_does_not_dilute_the_others():
   alone = jax.tree.map(lambda x: x[:4], both)
   for aggregate in ("token", "sequence", "constant"):
     stage = RlStage(own, r.BANNED, aggregate=aggregate)
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-      gradient(stage, params, both),
-      gradient(stage, params, alone),
-    )
+    found, expected = gradient(stage, params, both), gradient(stage, params, alone)
+    gap = optax.global_norm(jax.tree.map(jnp.subtract, found, expected))
+    assert float(gap / optax.global_norm(expected)) < 1e-5  # float32 rounding: entries are as large as 6
 
 
 @pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])

@@ -140,3 +140,20 @@ def test_a_reranker_s_train_step_is_planned_by_its_config_alone(stage):
   cached.lower()
   with pytest.raises(ValueError, match="--step=one_pass is of DocID retrieval; re-ranking has train and cached"):
     plan_rerank(config, "one_pass")
+
+
+@pytest.mark.parametrize(
+  "stage, fields, copies",
+  [
+    ("opd", {"teacher": "t", "teacher_top_k": 8, "decode_steps": 2}, 8),  # 4 blocks of 8 for 24 tokens, 2 passes each
+    ("opd", {"teacher": "t", "divergence": "sampled"}, 24),  # a token a pass, at most
+    ("rl", {"kl_weight": 0.1, "decode_steps": 2}, 8),
+    ("rl", {"decoder": "autoregressive"}, 0),
+  ],
+)
+def test_a_step_on_rollouts_is_planned_by_its_config_alone(stage, fields, copies):
+  config = tiny_rerank.tiny(stage, "w", mesh={"fsdp": 4, "tensor": 2}, attention="reference", group=4, **fields)
+  program = make_rerank_program("train", config, plan_rerank(config, "train"), make_mesh(config.mesh.to_dict()))
+  assert "func" in program.lower().as_text()
+  assert program.tokens == 8 * (416 + copies * 8)
+  assert program.flops > 0

@@ -67,6 +67,8 @@ def interrupted(config, workdir, monkeypatch, at):
 )
 def test_a_student_is_distilled_and_resumes_bit_for_bit(started, tmp_path, monkeypatch, fields):
   _, whole = loop.train_and_evaluate(opd(started, **fields), tmp_path / "whole")
+  rounds = sorted(int(file.stem) for file in (tmp_path / "whole").glob("rollouts/*.npz"))
+  assert rounds == ([0, 1] if "updates_per_rollout" in fields else [])  # four steps; none is written for a fifth
   found = metrics(tmp_path / "whole")
   assert all(np.isfinite(line["loss"]) for line in found)
   assert {"rollouts valid", "rollouts entropy", "rollout_share", "rollouts truncated"} <= set(found[0])
@@ -159,6 +161,8 @@ def test_all_invalid_groups_change_nothing(started, tmp_path):
     ("rl", {"updates_per_rollout": 4}, "config.checkpoint_every"),
     ("opd", {}, "config.teacher names a workdir unless"),
     ("opd", {"teacher": "x", "divergence": "jsd", "jsd_beta": 1.0}, "config.jsd_beta is between 0 and 1"),
+    ("opd", {"teacher": "x", "divergence": "sampled", "updates_per_rollout": 2}, "updates_per_rollout must be 1"),
+    ("opd", {"teacher": "x", "divergence": "sampled", "rollout_temperature": 0.7}, "rollout_temperature must be 1.0"),
     ("opd", {"teacher": "x", "divergence": "tv"}, "config.divergence is one of"),
   ],
 )
@@ -174,6 +178,8 @@ def test_what_does_not_fit_is_refused(started, tmp_path):
     loop.train_and_evaluate(tiny("opd", started[1], teacher=str(started[1])), tmp_path / "b")
   with pytest.raises(ValueError, match="block_size is 16"):
     loop.train_and_evaluate(rl(started[1], block_size=16), tmp_path / "c")
+  with pytest.raises(ValueError, match=r"'coupled', but .* is autoregressive"):
+    loop.train_and_evaluate(rl(started[0], estimator="coupled"), tmp_path / "e")
   with pytest.raises(ValueError, match=r"none of .* fits"):
     loop.train_and_evaluate(rl(started[1], row_length=48, max_new_tokens=24), tmp_path / "d")
 
