@@ -6,7 +6,7 @@ WORKDIR ?= workdir/quickstart
 CONFIG ?= configs/quickstart.py
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test lint format pretrained clean
+.PHONY: quickstart test lint format notebooks pages pretrained clean
 
 quickstart: $(VENV)/.runtime  ## build the embedded corpus, train, evaluate, show three queries
 	$(RUN) -m diffgr_jax.main --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -23,6 +23,12 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+notebooks: $(VENV)/.dev  ## colabs/*.ipynb from their scripts
+	$(VENV)/bin/jupytext --quiet --to ipynb colabs/[0-9]*.py
+
+pages: $(VENV)/.dev  ## the documents that are generated
+	$(RUN) docs/make_configs.py
 
 # A set-up that was broken off leaves no stamp and is made again.
 $(VENV)/.runtime: requirements.txt

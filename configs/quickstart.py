@@ -124,6 +124,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.batch_size = 64  # rows of the global batch
   config.microbatches = 1  # parts whose gradients are accumulated
   config.steps = int(given.get("steps", 900))
+  config.optimizer = "adamw"  # adamw | muon (the matrices inside the layers; the rest by AdamW)
   config.learning_rate = 2e-3
   config.warmup_steps = min(100, config.steps // 10)
   config.lr_decay = "cosine"  # cosine | linear | constant

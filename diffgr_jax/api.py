@@ -3,19 +3,26 @@
     retriever = dg.load("workdir/quickstart")
     retriever.retrieve(["join path components"], k=5)          documents and scores, one list a query
     retriever.trace("join path components").draw("steps.png")  how a DocID was denoised, step by step
+    retriever.decoding(policy="margin", decode_steps=8)        the same model, decoded in another way
 
     reranker = dg.load("workdir/cft")
     reranker.rerank(reranker.lists("test")[:8])                rankings, what was written, and whether it was valid
 
     dg.load("checkpoint").write("Once upon a time").text       a converted Hugging Face checkpoint
 
+    config = dg.config("docid/folder.py:path=DIR,steps=800")   a config of configs/
+    retriever = dg.train(config, "workdir/mine")               trained, or gone on with, and loaded
+
 Everything else of the package may be imported too, and may change between versions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
+import importlib
 from pathlib import Path
-from typing import Any
+import sys
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,12 +36,15 @@ from diffgr_jax.rerank.answer import Verdict
 from diffgr_jax.rerank.records import RankingTask
 from diffgr_jax.training.averaging import answering_params
 from diffgr_jax.training.checkpoint import restore_params
+from diffgr_jax.training.loop import train_and_evaluate
 from diffgr_jax.training.pretrained import load_pretrained, read_spec
 from diffgr_jax.training.rerank_run import RerankRun, open_rerank, task_of
 from diffgr_jax.training.run import Run, open_run
+from diffgr_jax.training.shipped import is_shipped, shipped_params
 from diffgr_jax.viz.worked import Answer, Denoising, answer_query
 
 _TOGETHER = 32  # queries or lists that are decoded at once
+_AnyRun = TypeVar("_AnyRun", Run, RerankRun)
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,16 @@ class Ranking:
     text: what was written, reasoning and ranking.
     verdict: ok, or the class of its fault.
     forwards: passes that it took.
+    pieces: the text's tokens.
+    passes: the pass, from 0, that committed each of them.
   """
 
   items: tuple[str, ...]
   text: str
   verdict: str
   forwards: int
+  pieces: tuple[str, ...]
+  passes: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +104,14 @@ class Retriever:
     """One query in full: its ranking, and every step of denoising a DocID. See `viz.worked.Denoising` for `how`."""
     return answer_query(self.run, self.params, query, constrained=constrained, denoising=Denoising(**how))
 
+  def decoding(self, **fields: str | int | float) -> "Retriever":
+    """The same model, decoded in another way: `decode_steps`, `policy`, `threshold`, `remask`, ... of its config.
+
+    Raises:
+      ValueError: a field that is not about decoding, or a value of another type.
+    """
+    return replace(self, run=_decoding(self.run, fields))
+
   def _hits(self, documents: list[int], scores: list[float]) -> list[Hit]:
     index = self.run.index
     pairs = zip(documents, scores, strict=True)
@@ -109,7 +131,7 @@ class Reranker:
     return self.run.lists(split).tasks
 
   def rerank(self, tasks: Sequence[RankingTask], *, seed: int = 0) -> list[Ranking]:
-    """Writes an answer to each list, as the run's config decodes (`run.set_decoding` changes that)."""
+    """Writes an answer to each list, as the run's config decodes."""
     if not tasks:
       return []
     written = write_answers(self.run, self.params, tasks, batch_size=min(_TOGETHER, len(tasks)), seed=seed, quiet=True)
@@ -121,12 +143,22 @@ class Reranker:
         vocab.decode(tokens[:length].tolist()),
         Verdict(verdict).name.lower(),
         int(forwards),
+        tuple(vocab.piece(token) for token in tokens[:length].tolist()),
+        tuple(passes[:length].tolist()),
       )
-      for order, tokens, length, verdict, forwards in zip(
+      for order, tokens, length, verdict, forwards, passes in zip(
         ranked(answers, tasks, self.run.config.invalid), written.tokens, written.length, answers.verdict.tolist(),
-        written.forwards, strict=True,
+        written.forwards, written.passes, strict=True,
       )
     ]  # fmt: skip
+
+  def decoding(self, **fields: str | int | float) -> "Reranker":
+    """The same model, decoded in another way: `policy`, `threshold`, `block_size`, `temperature`, ... of its config.
+
+    Raises:
+      ValueError: a field that is not about decoding, or a value of another type.
+    """
+    return replace(self, run=_decoding(self.run, fields))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +174,16 @@ class Writer:
     return TextGenerator(plan, self.params, find_tokenizer(self.folder))(prompt, trace=trace)
 
 
+def _decoding(run: _AnyRun, fields: dict[str, Any]) -> _AnyRun:
+  """A run whose config decodes otherwise; what was read for it, such as lists, is shared."""
+  other = copy.copy(run)
+  object.__setattr__(other, "config", copy.deepcopy(run.config))  # the copy is nobody else's yet
+  other.set_decoding([f"{name}={value}" for name, value in fields.items()])
+  return other
+
+
 def load(folder: str | Path, step: int | None = None) -> Retriever | Reranker | Writer:
-  """What a folder holds: a run's workdir, or a checkpoint of `convert --from_hf`.
+  """What a folder holds: a run's workdir, what `training.shipped.ship` made of one, or a checkpoint of `convert`.
 
   Args:
     folder: the folder.
@@ -154,6 +194,15 @@ def load(folder: str | Path, step: int | None = None) -> Retriever | Reranker | 
     ValueError: a step of a checkpoint that is no run's.
   """
   folder = Path(folder)
+  shipped = is_shipped(folder)
+  if shipped and step is not None:
+    raise ValueError(f"{folder} is a shipped run, of one step: step applies to workdirs only")
+  if shipped and task_of(folder) == "rerank":
+    own = open_rerank(folder)
+    return Reranker(own, shipped_params(folder, own.model), 0)
+  if shipped:
+    run = open_run(folder)
+    return Retriever(run, shipped_params(folder, run.model), 0)
   if not (folder / "checkpoints").is_dir():
     if step is not None:
       raise ValueError(f"{folder} is no run's workdir (it has no checkpoints): step applies to runs only")
@@ -163,3 +212,40 @@ def load(folder: str | Path, step: int | None = None) -> Retriever | Reranker | 
     return Reranker(own, *restore_params(folder, own.model, step))
   run = open_run(folder)
   return Retriever(run, *answering_params(run, step))
+
+
+def config(name: str) -> Any:
+  """A config of configs/, as `--config=configs/NAME` gives it to the commands; its fields may be set.
+
+  Args:
+    name: its file and arguments, such as `docid/folder.py:path=DIR,steps=800`.
+
+  Raises:
+    ValueError: no such file, or an argument that it does not take.
+  """
+  file, _, arguments = name.partition(":")
+  package = Path(__file__).parent
+  beside, inside = package.parent / "configs", package / "configs"  # in the repository; in an installed package
+  folder = beside if beside.is_dir() else inside
+  if not (folder / file).is_file():
+    there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+    raise ValueError(f"no config {file!r} in {folder}; there are {', '.join(there)}")
+  if "configs" not in sys.modules:  # configs import one another by this name
+    if folder == beside:
+      sys.path.append(str(beside.parent))
+    else:
+      sys.modules["configs"] = importlib.import_module("diffgr_jax.configs")
+  module = importlib.import_module("configs." + file.removesuffix(".py").replace("/", "."))
+  return module.get_config(arguments)
+
+
+def train(config: Any, workdir: str | Path) -> Retriever | Reranker:
+  """Trains what a config describes in `workdir`, from its last checkpoint where there is one, and loads it.
+
+  Raises:
+    ValueError: a config or data that cannot work; one line that names the field.
+  """
+  train_and_evaluate(config, workdir)
+  trained = load(workdir)
+  assert not isinstance(trained, Writer)
+  return trained

@@ -1,7 +1,8 @@
 """Trains and evaluates what a config describes: `python -m diffgr_jax.main --config=FILE.py --workdir=DIR`.
 
 Started again on the same workdir, it goes on from the last checkpoint. On several hosts the same command is started on
-each (launch/): see --pod. Exit codes: 0 done, 1 a mistake or a failure, 75 told to leave by SIGTERM, and saved.
+each (launch/): see --pod. Exit codes: 0 done, 1 a mistake or a failure, 75 told to leave by SIGTERM or Ctrl-C,
+and saved.
 """
 
 import os

@@ -40,6 +40,20 @@ def test_a_retriever_shows_its_steps(retriever, tmp_path):
   assert '"query": "silver and lamp 3"' in trace.to_json()
 
 
+def test_another_decoding_leaves_the_first_as_it_was(retriever, rerank_runs):
+  slow = retriever.decoding(decode_steps=2, policy="margin")
+  assert (slow.run.config.decode_steps, slow.run.config.policy) == (2, "margin")
+  assert slow.trace("thunder").trace.committed.shape[0] == 2
+  assert retriever.run.config.decode_steps != 2
+  with pytest.raises(ValueError, match="steps=3: field=value with one of the fields decode_steps"):
+    retriever.decoding(steps=3)
+  reranker = dg.load(rerank_runs[0] / "convert")
+  lists = reranker.lists("test")
+  fast, slow = (reranker.decoding(threshold=threshold, max_new_tokens=16) for threshold in (1e-6, 1.0))
+  assert fast.lists("test") is lists
+  assert fast.rerank(lists[:2])[0].forwards < slow.rerank(lists[:2])[0].forwards
+
+
 @pytest.mark.parametrize("name", ["sft", "convert"])
 def test_a_re_ranker_writes_its_answers(rerank_runs, name):
   folder = rerank_runs[0] / name
@@ -55,6 +69,8 @@ def test_a_re_ranker_writes_its_answers(rerank_runs, name):
     assert verdict
     assert ranking.items == tuple(run.shop.items[at].item_id for at in task.candidates)
     assert ranking.text
+    assert len(ranking.pieces) == len(ranking.passes) > 0
+    assert max(ranking.passes) + 1 == ranking.forwards
   assert reranker.rerank([]) == []
 
 

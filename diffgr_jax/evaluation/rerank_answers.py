@@ -43,6 +43,7 @@ class Written:
   Attributes:
     tokens: up to and with [EOS], then PAD.
     length: tokens of each answer.
+    passes: the pass, from 0, that committed each token; -1 behind the end.
     forwards: passes of each row.
     parts: of `reasoning` and `answer`: tokens, and the passes that committed one of them.
     seconds: of decoding all lists once, compilation apart.
@@ -50,6 +51,7 @@ class Written:
 
   tokens: Int[np.ndarray, "Q G"]
   length: Int[np.ndarray, "Q"]
+  passes: Int[np.ndarray, "Q G"]
   forwards: Int[np.ndarray, "Q"]
   parts: dict[str, tuple[Int[np.ndarray, "Q"], Int[np.ndarray, "Q"]]]
   seconds: float
@@ -168,7 +170,7 @@ def _written(run: RerankRun, tokens: np.ndarray, passes: np.ndarray, seconds: fl
   for name, where in (("reasoning", inside & (place < start)), ("answer", inside & (place >= start))):
     used = [len(np.unique(row[own])) for row, own in zip(passes, where, strict=True)]
     parts[name] = (where.sum(axis=1), np.array(used, np.int64))
-  return Written(tokens, length, passes.max(axis=1) + 1, parts, seconds)
+  return Written(tokens, length, passes, passes.max(axis=1) + 1, parts, seconds)
 
 
 def parse_answers(run: RerankRun, written: Written, tasks: Sequence[RankingTask]) -> Answers:

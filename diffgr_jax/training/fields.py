@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from diffgr_jax.training.optimizer import DECAYS
+from diffgr_jax.training.optimizer import DECAYS, OPTIMIZERS
 
 Config = Any  # a ConfigDict, whose fields have the types that the files under configs/ give them
 
@@ -27,7 +27,7 @@ class FieldRules:
 
 
 _TRAINING = FieldRules(
-  choices={"attention": ("auto", "reference", "splash", "flash"), "lr_decay": DECAYS},
+  choices={"attention": ("auto", "reference", "splash", "flash"), "lr_decay": DECAYS, "optimizer": OPTIMIZERS},
   at_least={
     "batch_size": 1, "microbatches": 1, "warmup_steps": 0, "log_every": 1, "eval_every": 0, "checkpoint_every": 1,
     "keep_checkpoints": 1, "ce_chunk": 0, "weight_decay": 0, "lora_rank": 0, "keep_every": 0, "keep_best": 0,

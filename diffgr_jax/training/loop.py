@@ -44,7 +44,7 @@ def train_and_evaluate(
     ValueError: a config, data or a mesh that cannot work; one line that names the field.
     NonFiniteLoss: the loss or its gradient is NaN or infinite; names the step and the last good checkpoint.
     Collapse: rollouts have become worse than the config allows.
-    Preempted: the process (any process of the job) was told to end by SIGTERM, and has saved.
+    Preempted: the process (any process of the job) was told to end by SIGTERM or Ctrl-C, and has saved.
   """
   workdir = Path(workdir)
   check_config(config)
@@ -148,7 +148,7 @@ def train_and_evaluate(
           LOGGER.info("saving step %d, example %d", step, examples)
         if told_to_leave:
           checkpoints.wait()
-          raise Preempted(f"preempted at step {step}, which is saved: start again with the same --workdir to go on")
+          raise Preempted(f"stopped at step {step}, which is saved: start again with the same --workdir to go on")
     with lost.to("checkpoint"):
       checkpoints.wait()
     LOGGER.info(lost.summary())

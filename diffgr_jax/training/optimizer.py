@@ -1,4 +1,4 @@
-"""AdamW with warm-up, a decay, and clipping by the global norm (optax)."""
+"""AdamW or Muon with warm-up, a decay, and clipping by the global norm (optax)."""
 
 from typing import Any
 
@@ -6,6 +6,11 @@ import jax
 import optax
 
 DECAYS = ("cosine", "linear", "constant")
+OPTIMIZERS = ("adamw", "muon")
+
+# Muon's updates are scaled to the root mean square that AdamW's usually have, so that one rate serves the matrices and
+# what AdamW goes on updating (Liu et al. 2025, Muon is Scalable for LLM Training, arXiv 2502.16982, eq. 4).
+_MUON_RMS = 0.2
 
 
 def learning_rate_schedule(
@@ -37,21 +42,37 @@ def make_optimizer(
   weight_decay: float,
   clip_norm: float,
   embedding_rate: float = 1.0,
+  name: str = "adamw",
 ) -> optax.GradientTransformation:
   """Clips the gradient's global norm, then AdamW; matrices and tables decay, norms and biases do not.
+
+  `muon` updates the matrices inside the layers by their orthogonalised momentum (Jordan et al. 2024), and everything
+  else - tables, heads, norms, biases, LoRA's factors - by AdamW.
 
   `embedding_rate` is the share of the learning rate that the token embeddings get. Every row of a tied table has a
   gradient at every step, if a tiny one (its share of the softmax), and Adam's step does not know how tiny: at the full
   rate the rows of words that no DocID holds, which queries are read by, drift as fast as those that are learned.
+
+  Raises:
+    ValueError: an unknown name.
   """
+  if name not in OPTIMIZERS:
+    raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, not {name!r}")
 
   def decays(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
 
-  steps = [
-    optax.clip_by_global_norm(clip_norm),
-    optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays),
-  ]
+  adamw = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays)
+  steps = [optax.clip_by_global_norm(clip_norm), adamw]
+  if name == "muon":
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)  # layers are stacked before them
+    muon = optax.contrib.muon(
+      schedule,
+      weight_decay=weight_decay,
+      muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: matrix, params),
+      consistent_rms=_MUON_RMS,
+    )
+    steps[1] = optax.partition({"muon": muon, "adamw": adamw}, _muon_or_adamw)
   if embedding_rate != 1.0:
     steps.append(optax.masked(optax.scale(embedding_rate), _is_token_table))
   return optax.chain(*steps)
@@ -73,9 +94,15 @@ def optimizer_of(config: Any) -> tuple[optax.GradientTransformation, optax.Sched
     weight_decay=config.weight_decay,
     clip_norm=config.clip_norm,
     embedding_rate=config.embedding_rate,
+    name=config.optimizer,
   )
   return optimizer, schedule
 
 
 def _is_token_table(params):
   return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "embed", params)
+
+
+def _muon_or_adamw(params):
+  in_layers = lambda path: path[0].key == "blocks" and path[-1].key == "kernel"
+  return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if in_layers(path) else "adamw", params)

@@ -50,7 +50,7 @@ _MAY_CHANGE = {
 # What a field was before it existed.
 _OLDER = {
   "attention": "auto", "decode_rules": DECODE_RULES, "docid": "title", "docid_index": "", "docid_levels": 0,
-  "docid_codes": 0, "embedding_rate": 1.0, "nelbo_queries": 256,
+  "docid_codes": 0, "embedding_rate": 1.0, "optimizer": "adamw", "nelbo_queries": 256,
   "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ["query", "value"],
   "pattern": "bidirectional", "code_head": False, "spare_unasked": False,
   "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": [],

@@ -39,14 +39,16 @@ def state_shardings(
   Raises:
     ValueError: a dimension that the mesh does not divide (see parallel/rules.py).
   """
+  masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # where another optimizer updates the parameter
   abstract = abstract_params(config)
   params = tree_shardings(mesh, abstract, logical_axes(config), rules)
   opt_state = optax.tree_utils.tree_map_params(
     optimizer,
-    lambda _, sharding: sharding,
+    lambda moment, sharding: moment if masked(moment) else sharding,
     jax.eval_shape(optimizer.init, trained_part(config, abstract)),
     trained_part(config, params),
     transform_non_params=lambda _: replicated(mesh),
+    is_leaf=masked,
   )
   return TrainState(replicated(mesh), params, opt_state)
 

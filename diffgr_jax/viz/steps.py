@@ -76,7 +76,7 @@ def render_trace(
   Raises:
     IndexError: the trace has no such row.
   """
-  view = _row_view(trace, row)
+  view = row_view(trace, row)
   count_width = max(4, len(str(view.alive[0]))) if view.alive is not None else 0
   room = width - 6 - 9 - (count_width + 2) * (view.alive is not None)  # left for the canvas
   lines = [Text(title, style="bold", overflow="ellipsis", no_wrap=True)] if title else []
@@ -154,7 +154,7 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
   Raises:
     IndexError: the trace has no such row.
   """
-  view = _row_view(trace, row)
+  view = row_view(trace, row)
   lines, length = view.steps + 1, view.canvas.shape[1]
   strips = 2 if view.alive is not None else 1
   width = max(10, min(0.4 * length, 40))  # inches
@@ -167,7 +167,7 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
   FigureCanvasAgg(figure)
   grid = figure.add_gridspec(1, 1 + strips, width_ratios=[8.2 - strips * 0.9] + [1.0] * strips)
   axes = figure.add_subplot(grid[0, 0])
-  _draw_cells(axes, view, vocab_piece, cell_points=(width - 1.1 - strips * 0.95) * 72 / length)
+  draw_cells(axes, view, vocab_piece, cell_points=(width - 1.1 - strips * 0.95) * 72 / length)
   axes.set_title(_two_lines(title, 92), loc="left", fontsize=11, color=INK, pad=26, parse_math=False)
   if view.alive is not None:
     _draw_documents(figure.add_subplot(grid[0, 1], sharey=axes), view.alive)
@@ -186,7 +186,7 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
 
 
 @dataclasses.dataclass(frozen=True)
-class _RowView:
+class RowView:
   """One row of a trace, cut to the steps that the row took. Line t shows the canvas after t steps."""
 
   canvas: np.ndarray  # [steps + 1, L]
@@ -199,7 +199,7 @@ class _RowView:
   steps: int
 
 
-def _row_view(trace: Trace, row: int) -> _RowView:
+def row_view(trace: Trace, row: int) -> RowView:
   if not 0 <= row < trace.canvas.shape[1]:
     raise IndexError(f"row {row} is not in the trace; it has rows 0..{trace.canvas.shape[1] - 1}")
   taken = trace.steps_taken(row)
@@ -210,7 +210,7 @@ def _row_view(trace: Trace, row: int) -> _RowView:
     known = trace.entropy[step, row][trace.masked[step, row]]
     known = known[np.isfinite(known)]  # outside the block, nothing was computed
     entropy[line] = known.mean() if len(known) else np.nan
-  return _RowView(
+  return RowView(
     canvas=trace.canvas[lines, row],
     masked=trace.masked[lines, row],
     new=np.concatenate([none, trace.committed[taken, row]]),
@@ -228,7 +228,7 @@ def _columns(text: str) -> int:
   return sum(wide(c) for c in text)
 
 
-def _layout(view: _RowView, vocab_piece: Callable[[int], str], room: int) -> list[list[tuple[int, int]]]:
+def _layout(view: RowView, vocab_piece: Callable[[int], str], room: int) -> list[list[tuple[int, int]]]:
   """Breaks the canvas into lines of (position, cell width) that fit `room` columns.
 
   A cell is as wide as the longest piece that ever stands in it. Where that needs more than three lines, pieces are
@@ -290,7 +290,7 @@ def _confidence_style(confidence: float) -> str:
   return next((style for least, style in CONFIDENCE_STYLES if confidence >= least), CONFIDENCE_STYLES[-1][1])
 
 
-def _legend(view: _RowView, colour: bool) -> Text:
+def _legend(view: RowView, colour: bool) -> Text:
   legend = Text(f"{MASK_GLYPH} masked   [x] committed at this step", style="dim")
   if view.back.any():
     legend.append(f"   {REOPENED}{MASK_GLYPH} taken back")
@@ -301,7 +301,7 @@ def _legend(view: _RowView, colour: bool) -> Text:
   return legend
 
 
-def _draw_cells(axes, view: _RowView, vocab_piece, *, cell_points: float) -> None:
+def draw_cells(axes, view: RowView, vocab_piece, *, cell_points: float) -> None:
   """Draws the grid of tokens, all in the font size at which the longest fits its cell."""
   texts, font = _fit_pieces({int(token) for token in view.canvas[~view.masked]}, vocab_piece, 0.76 * cell_points)
   lines, length = view.canvas.shape
@@ -365,7 +365,7 @@ def _draw_documents(axes, counts: np.ndarray) -> None:
   _quiet(axes, ylabels=False)
 
 
-def _draw_entropy(axes, view: _RowView) -> None:
+def _draw_entropy(axes, view: RowView) -> None:
   """Draws the mean entropy over what was masked, as the model saw it before each step."""
   known = ~np.isnan(view.entropy)
   steps = np.arange(view.steps + 1)[known]

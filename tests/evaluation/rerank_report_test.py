@@ -45,7 +45,8 @@ def written_by_hand(run, tasks, fault=""):
   for out, row in zip(tokens, rows, strict=True):
     out[: len(row)] = row
   length = (tokens != 0).sum(axis=1)
-  return Written(tokens, length, length, {"reasoning": (length, length), "answer": (length, length)}, 1.0)
+  passes = np.where(tokens != 0, np.arange(tokens.shape[1]), -1)
+  return Written(tokens, length, passes, length, {"reasoning": (length, length), "answer": (length, length)}, 1.0)
 
 
 @pytest.mark.parametrize("fault", ["", "duplicate", "truncated"])

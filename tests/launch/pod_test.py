@@ -134,7 +134,7 @@ def test_started_again_and_told_to_leave_all_save_one_step_and_exit_by_their_own
   assert code == 75, output
   kept = int(newest_of(folder).name)
   assert TOLD_IN <= kept < STEPS
-  assert f"preempted at step {kept}, which is saved" in output
+  assert f"stopped at step {kept}, which is saved" in output
   for process in range(2):
     assert "Preempted" in (folder / "run" / "logs" / f"process_{process}.log").read_text()
   # What counts is what the kept steps were trained on: of the killed job those up to its checkpoint.

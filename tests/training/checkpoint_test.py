@@ -151,7 +151,7 @@ def test_sigterm_saves_and_leaves_and_the_run_goes_on_bit_for_bit(trained, tmp_p
     return real_step(state, *args, **kwargs)
 
   monkeypatch.setattr(loop, "train_step", told_in_the_third)
-  with pytest.raises(Preempted, match="preempted at step 3, which is saved"):
+  with pytest.raises(Preempted, match="stopped at step 3, which is saved"):
     loop.train_and_evaluate(config, tmp_path)
   assert steps_of(tmp_path) == [2, 3]
   assert signal.getsignal(signal.SIGTERM) == before

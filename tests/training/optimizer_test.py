@@ -1,5 +1,8 @@
-"""The learning-rate schedule at its corners, clipping, and what decays."""
+"""The learning-rate schedule at its corners, clipping, what decays, and what Muon does to a matrix."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,3 +47,42 @@ def test_token_embeddings_may_move_at_a_share_of_the_rate(rate):
   updates, _ = optimizer.update(params, optimizer.init(params), params)
   np.testing.assert_allclose(updates["type_embed"]["embedding"], -0.1 * np.ones((3, 2)), rtol=1e-4)
   np.testing.assert_allclose(updates["embed"]["embedding"], -0.1 * rate * np.ones((3, 2)), rtol=1e-4)
+
+
+def test_muon_orthogonalises_the_matrices_of_layers_and_leaves_the_rest_to_adamw():
+  """Against a singular value decomposition: Newton-Schulz brings every singular value near 1 (0.7 to 1.2)."""
+  rng = np.random.default_rng(0)
+  options = dict(b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1e9)
+  params = {
+    "blocks": {"up": {"kernel": jnp.zeros((3, 8, 16))}, "norm": {"scale": jnp.ones((3, 8))}},
+    "embed": {"embedding": jnp.zeros((5, 8))},
+    "head": {"kernel": jnp.zeros((8, 5))},
+  }
+  grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+  muon, adamw = (make_optimizer(lambda _: 0.1, **options, name=name) for name in ("muon", "adamw"))
+  updates, _ = muon.update(grads, muon.init(params), params)
+  by_adamw, _ = adamw.update(grads, adamw.init(params), params)
+  for path in (("blocks", "norm", "scale"), ("embed", "embedding"), ("head", "kernel")):
+    ours, theirs = (functools.reduce(dict.__getitem__, path, tree) for tree in (updates, by_adamw))
+    np.testing.assert_array_equal(ours, theirs)
+  update = np.asarray(updates["blocks"]["up"]["kernel"], np.float64)
+  gradient = np.asarray(grads["blocks"]["up"]["kernel"], np.float64)
+  for layer in range(3):
+    u, _, vh = np.linalg.svd(gradient[layer], full_matrices=False)
+    values = np.diag(u.T @ -update[layer] @ vh.T) / (0.1 * 0.2 * np.sqrt(16))  # rate, Muon's scale, of max(8, 16)
+    assert (values > 0.6).all()
+    assert (values < 1.3).all()
+    off = u.T @ update[layer] @ vh.T
+    np.testing.assert_allclose(off - np.diag(np.diag(off)), 0, atol=1e-5)
+
+
+def test_muon_decays_the_matrices_of_layers():
+  optimizer = make_optimizer(lambda _: 0.1, b1=0.9, b2=0.99, weight_decay=0.5, clip_norm=1.0, name="muon")
+  params = {"blocks": {"up": {"kernel": jnp.ones((1, 2, 2))}}}
+  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+  np.testing.assert_allclose(updates["blocks"]["up"]["kernel"], -0.05 * np.ones((1, 2, 2)), rtol=1e-5)
+
+
+def test_an_unknown_optimizer_is_named():
+  with pytest.raises(ValueError, match="adamw, muon, not 'sgd'"):
+    make_optimizer(lambda _: 0.1, b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1.0, name="sgd")

@@ -22,9 +22,13 @@ MODEL = TransformerConfig(
 STAGE = DocIdStage(
   CanvasDenoiser(MODEL, pad_id=0), make_process("exact_count"), mask_id=4, valid_size=30, document_weight=0.3
 )
-OPTIMIZER = make_optimizer(
-  learning_rate_schedule(1e-2, warmup_steps=1, steps=10), b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0
+ADAMW, MUON = (
+  make_optimizer(
+    learning_rate_schedule(1e-2, warmup_steps=1, steps=10), b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0, name=name
+  )
+  for name in ("adamw", "muon")
 )
+OPTIMIZER = ADAMW
 CODES = np.random.default_rng(0).integers(5, 30, (11, 5)).astype(np.int32)
 
 
@@ -35,43 +39,44 @@ def batches(count, rows=16):
     yield {"prompt": rng.integers(5, 30, (rows, 7)).astype(np.int32), "docid": CODES[document], "doc_index": document}
 
 
-def train(mesh, steps=3, microbatches=1, stage=STAGE):
-  shardings = state_shardings(MODEL, OPTIMIZER, mesh, TRAIN_RULES)
-  state = create_state(MODEL, OPTIMIZER, shardings, seed=0)
+def train(mesh, steps=3, microbatches=1, stage=STAGE, optimizer=ADAMW):
+  shardings = state_shardings(MODEL, optimizer, mesh, TRAIN_RULES)
+  state = create_state(MODEL, optimizer, shardings, seed=0)
   index = jax.device_put(
     {"codes": CODES, "scored": np.ones(CODES.shape, bool), "log_frequency": np.zeros((5, 32), np.float32)},
     replicated(mesh),
   )
   losses = []
   for batch in batches(steps):
-    how = dict(stage=stage, optimizer=OPTIMIZER, microbatches=microbatches)
+    how = dict(stage=stage, optimizer=optimizer, microbatches=microbatches)
     with jax.set_mesh(mesh):
       state, metrics = train_step(state, shard_batch(batch, mesh), index, jnp.int32(0), **how)
     losses.append(float(metrics["loss"]))
   return state, losses
 
 
-@pytest.fixture(scope="module")
-def unsharded():
-  return train(make_mesh({"data": 1}, jax.devices()[:1]))
+@pytest.fixture(scope="module", params=[ADAMW, MUON], ids=["adamw", "muon"])
+def unsharded(request):
+  return train(make_mesh({"data": 1}, jax.devices()[:1]), optimizer=request.param), request.param
 
 
 @pytest.mark.parametrize(
   "sizes", [{"data": 8}, {"fsdp": 8}, {"replica": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2, "sequence": 2}]
 )
 def test_eight_devices_train_as_one_does(unsharded, sizes):
-  mesh = make_mesh(sizes)
-  state, losses = train(mesh)
-  expected = state_shardings(MODEL, OPTIMIZER, mesh, TRAIN_RULES)
+  mesh, ((one, one_losses), optimizer) = make_mesh(sizes), unsharded
+  state, losses = train(mesh, optimizer=optimizer)
+  expected = state_shardings(MODEL, optimizer, mesh, TRAIN_RULES)
   jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim) or pytest.fail(f"{x}"), state, expected)
-  np.testing.assert_allclose(losses, unsharded[1], rtol=2e-5)
+  np.testing.assert_allclose(losses, one_losses, rtol=2e-5)
   # Adam divides by the root of tiny second moments: rounding shows more in parameters than in losses.
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), state.params, unsharded[0].params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), state.params, one.params)
 
 
 def test_accumulated_gradients_are_the_whole_batch(unsharded):
-  _, losses = train(make_mesh({"data": 2}, jax.devices()[:2]), microbatches=4)
-  np.testing.assert_allclose(losses, unsharded[1], rtol=2e-5)
+  (_, one_losses), optimizer = unsharded
+  _, losses = train(make_mesh({"data": 2}, jax.devices()[:2]), microbatches=4, optimizer=optimizer)
+  np.testing.assert_allclose(losses, one_losses, rtol=2e-5)
 
 
 def test_parameters_and_moments_are_created_sharded():
