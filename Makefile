@@ -6,7 +6,7 @@ WORKDIR ?= workdir/quickstart
 CONFIG ?= configs/quickstart.py
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test lint format notebooks pages pretrained clean
+.PHONY: quickstart test lint format notebooks pages reproduce pretrained clean
 
 quickstart: $(VENV)/.runtime  ## build the embedded corpus, train, evaluate, show three queries
 	$(RUN) -m diffgr_jax.main --config=$(CONFIG) --workdir=$(WORKDIR)
@@ -29,6 +29,10 @@ notebooks: $(VENV)/.dev  ## colabs/*.ipynb from their scripts
 
 pages: $(VENV)/.dev  ## the documents that are generated
 	$(RUN) docs/make_configs.py
+	$(RUN) -m benchmarks.reproduce --page
+
+reproduce: $(VENV)/.runtime  ## make reproduce TABLE=pydocs [DATA=DIR]: a table of the documents, made anew and compared
+	$(RUN) -m benchmarks.reproduce --table=$(TABLE) --data=$(or $(DATA),../shared/data)
 
 # A set-up that was broken off leaves no stamp and is made again.
 $(VENV)/.runtime: requirements.txt

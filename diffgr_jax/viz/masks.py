@@ -55,14 +55,12 @@ def draw_masks(
   for panel in panels[len(masks) :]:
     panel.set_visible(False)
   for panel, (name, mask) in zip(panels, masks.items(), strict=False):
-    panel.imshow(mask, cmap=_SEEN, vmin=0, vmax=1)
     size = len(mask)
-    panel.set_xticks(np.arange(-0.5, size), minor=True)
-    panel.set_yticks(np.arange(-0.5, size), minor=True)
-    panel.grid(which="minor", color="white", linewidth=1.0)
+    edges = np.arange(size + 1) - 0.5
+    panel.pcolormesh(edges, edges, mask, cmap=_SEEN, vmin=0, vmax=1, edgecolors="white", linewidth=1.0)
+    panel.set(aspect="equal", ylim=(size - 0.5, -0.5))
     parts = {"two_stream": [size // 2], "prefix": [prompt], "prefix_causal": [prompt]}.get(name, [])
-    edges = range(block_size, size, block_size) if name in ("block_causal", "two_stream") else []
-    for edge in edges:
+    for edge in range(block_size, size, block_size) if name in ("block_causal", "two_stream") else ():
       panel.axhline(edge - 0.5, color=FAINT, linewidth=0.8, linestyle=":")
       panel.axvline(edge - 0.5, color=FAINT, linewidth=0.8, linestyle=":")
     for edge in parts:

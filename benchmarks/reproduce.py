@@ -1,0 +1,253 @@
+"""Makes the figures of the documents anew, and says how far they are from the recorded ones.
+
+    python -m benchmarks.reproduce --table=pydocs     runs its commands, then compares; `make reproduce TABLE=pydocs`
+    python -m benchmarks.reproduce --compare=pydocs   compares a run that is there already
+    python -m benchmarks.reproduce --page             writes REPRODUCE.md
+
+A table is a record under results/, which README.md and docs/ quote (a test holds them to it).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
+import shlex
+import subprocess
+import sys
+
+from absl import flags
+
+from diffgr_jax import cli
+
+_TABLE = flags.DEFINE_string("table", "", "which table is made anew, of those in REPRODUCE.md")
+_COMPARE = flags.DEFINE_string("compare", "", "which table is compared with what its commands have left")
+_PAGE = flags.DEFINE_bool("page", False, "write REPRODUCE.md")
+_DATA = flags.DEFINE_string("data", "../shared/data", "where gqwiki, amazon_beauty and cranfield lie")
+
+ROOT = Path(__file__).resolve().parents[1]
+W = "workdir/reproduce"
+
+
+@dataclass(frozen=True)
+class Recipe:
+  """How a record of results/ came about.
+
+  Attributes:
+    shown: where its figures stand.
+    commands: run in this order from the repository's root; {data} is where data sets lie.
+    makes: the record that they write.
+    minutes: of all commands, on `machine`.
+    figures: what is compared: split, method, measure; none: the commands check themselves.
+    tolerance: of a figure, as a difference; or, with `relative`, as a share of it.
+  """
+
+  shown: str
+  commands: tuple[str, ...]
+  makes: str
+  minutes: int
+  figures: tuple[tuple[str, str, str], ...]
+  tolerance: float = 0.03
+  relative: bool = False
+  machine: str = "2 cores"
+
+
+def _main(config: str, name: str, *more: str) -> str:
+  return " ".join((f"python -m diffgr_jax.main --config=configs/{config} --workdir={W}/{name}", *more))
+
+
+def _evaluate(name: str, *more: str) -> str:
+  return " ".join((f"python -m diffgr_jax.evaluate --workdir={W}/{name}", *more))
+
+
+def _both(split: str, method: str, *measures: str) -> tuple[tuple[str, str, str], ...]:
+  return tuple((f"{split}_{kind}", method, measure) for kind in ("seen", "unseen") for measure in measures)
+
+
+_BEST, _ONE = "one-pass, prior-corrected", "one-pass"
+_PYDOCS = (("test", _BEST, "Hit@1"), ("test", _BEST, "MRR@10"))
+_INDEX = "python -m diffgr_jax.index build --corpus=folder --path={data}/gqwiki --vectors=minilm"
+_BOUND = "--config.document_weight=0. --config.all_masked_fraction=0. --config.start_share=0."
+_TITLES = _BOUND.replace(" --config.start_share=0.", "")
+_BENCH = "python -m diffgr_jax.bench --config=configs/bench/decode.py"
+
+RECIPES: dict[str, Recipe] = {
+  "pydocs": Recipe(
+    "README.md", (_main("quickstart.py", "pydocs"),), f"{W}/pydocs/results.json", 6,
+    (*_PYDOCS, ("test", "BM25", "Hit@1")),
+  ),
+  "pydocs_minilm": Recipe(
+    "README.md",
+    ("make pretrained", _main("quickstart.py", "pydocs"),
+     _evaluate("pydocs", f"--set=dense=minilm --out={W}/pydocs_minilm.json")),
+    f"{W}/pydocs_minilm.json", 12, (("test", "minilm, dense", "Hit@1"), ("test", "minilm, dense", "MRR@10")), 0.005,
+  ),
+  "pydocs_random": Recipe(
+    "docs/experiments.md", (_main("quickstart.py", "pydocs_random", "--config.start=random"),),
+    f"{W}/pydocs_random/results.json", 6, _PYDOCS,
+  ),
+  "pydocs_random_bound": Recipe(
+    "docs/experiments.md", (_main("quickstart.py", "pydocs_random_bound", "--config.start=random", _TITLES),),
+    f"{W}/pydocs_random_bound/results.json", 6, _PYDOCS,
+  ),
+  "pydocs_corpus_bound": Recipe(
+    "docs/experiments.md", (_main("quickstart.py", "pydocs_corpus_bound", _TITLES),),
+    f"{W}/pydocs_corpus_bound/results.json", 6, _PYDOCS,
+  ),
+  "gqwiki": Recipe(
+    "README.md", (_main("docid/folder.py:path={data}/gqwiki", "gqwiki"),), f"{W}/gqwiki/results.json", 15,
+    _both("test", _BEST, "Hit@1", "MRR@10"),
+  ),
+  "gqwiki_minilm": Recipe(
+    "README.md",
+    ("make pretrained",
+     f"python -m benchmarks.minilm_dense --data={{data}}/gqwiki --documents=256 --out={W}/gqwiki_minilm.json"),
+    f"{W}/gqwiki_minilm.json", 15, _both("test", "minilm, dense", "Hit@1", "MRR@10"), 0.005,
+  ),
+  "gqwiki_minilm_titles": Recipe(
+    "docs/experiments.md", ("make pretrained", _main("docid/minilm.py:path={data}/gqwiki", "gqwiki_minilm_titles")),
+    f"{W}/gqwiki_minilm_titles/results.json", 30, _both("valid", _BEST, "Hit@1"),
+  ),
+  "gqwiki_product": Recipe(
+    "README.md, docs/docid.md",
+    ("make pretrained", f"{_INDEX} --title_weight=.3 --method=product --levels=64 --out={W}/pq.npz",
+     _main(f"docid/codes.py:index={W}/pq.npz,path={{data}}/gqwiki", "gqwiki_product"),
+     _evaluate("gqwiki_product", f"--set=decodings=one_pass,topk --out={W}/gqwiki_product.json")),
+    f"{W}/gqwiki_product.json", 10, _both("test", _ONE, "Hit@1", "MRR@10"), machine="H100",
+  ),
+  "gqwiki_codes_bound": Recipe(
+    "docs/docid.md",
+    ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
+     _main(f"docid/codes.py:index={W}/rq.npz,path={{data}}/gqwiki", "gqwiki_codes_bound", "--config.learning_rate=3e-4",
+           _BOUND)),
+    f"{W}/gqwiki_codes_bound/results.json", 10, _both("test", _ONE, "Hit@1"), machine="H100",
+  ),
+  "gqwiki_titles_bound": Recipe(
+    "docs/docid.md",
+    ("make pretrained", _main("docid/minilm.py:path={data}/gqwiki,steps=800", "gqwiki_titles_bound",
+                              "--config.batch_size=128 --config.learning_rate=5e-4", _TITLES)),
+    f"{W}/gqwiki_titles_bound/results.json", 10, _both("test", _ONE, "Hit@1"), machine="H100",
+  ),
+  "gqwiki_ar_titles": Recipe(
+    "docs/docid.md",
+    ("make pretrained", _main("docid/autoregressive.py:path={data}/gqwiki", "gqwiki_ar_titles",
+                              "--config.batch_size=128 --config.learning_rate=3e-4")),
+    f"{W}/gqwiki_ar_titles/results.json", 10, _both("test", "beam 100", "Hit@1"), machine="H100",
+  ),
+  "made_up_headroom": Recipe(
+    "docs/reranking.md",
+    (f"python -m benchmarks.rerank_headroom --shop=made_up --vectors=lsa --draws=2 --out={W}/made_up_headroom.json",),
+    f"{W}/made_up_headroom.json", 5,
+    (("10 of 50", "boosted trees", "R@1"), ("10 of 50", "best order, expected", "R@1"), ("top 10", "retriever", "R@1")),
+    0.01,
+  ),
+  "beauty_headroom": Recipe(
+    "docs/reranking.md",
+    ("python -m benchmarks.rerank_headroom --shop=amazon_beauty --path={data}/amazon_beauty"
+     f" --vectors={{data}}/amazon_beauty/items_minilm_f16.npy --draws=2 --out={W}/beauty_headroom.json",),
+    f"{W}/beauty_headroom.json", 10, (("10 of 50", "boosted trees", "R@1"), ("top 10", "retriever", "R@1")), 0.01,
+  ),
+  "decode_42m": Recipe(
+    "docs/decoding.md",
+    (f"{_BENCH} --config.batch_sizes=1,8 --config.new_tokens=128, --config.rounds=4 --config.most_seconds=300"
+     f" --out={W}/bench",),
+    f"{W}/bench/results.json", 12,
+    (("128 new tokens, batch 1", "AR", "tok/s"), ("128 new tokens, batch 1", "block 32, 8 a pass", "tok/s")),
+    0.25, True,
+  ),
+  "decode_tunix": Recipe(
+    "docs/decoding.md",
+    ("pip install -r benchmarks/requirements-tunix.txt",
+     f"python -m benchmarks.tunix_decode --rounds=3 --out={W}/tunix.json"),
+    f"{W}/tunix.json", 15, (("batch 1", "greedy", "ratio"), ("batch 8", "greedy", "ratio")), 0.2, True,
+  ),
+  "golden": Recipe(
+    "docs/families.md, docs/decoding.md", ("python -m diffgr_jax.convert --check=tests/golden",), "", 8, (),
+  ),
+}  # fmt: skip
+
+
+def main(_) -> int:
+  if _PAGE.value:
+    (ROOT / "REPRODUCE.md").write_text(page())
+    print("wrote REPRODUCE.md")
+    return 0
+  name = _TABLE.value or _COMPARE.value
+  if name not in RECIPES:
+    raise ValueError(f"--table={name}: one of {', '.join(RECIPES)}")
+  recipe = RECIPES[name]
+  if _TABLE.value:
+    print(f"{name}: about {recipe.minutes} minutes on {recipe.machine}")
+    for command in recipe.commands:
+      run(command.format(data=_DATA.value))
+  if not recipe.figures:
+    return 0
+  lines = list(compare(recipe, ROOT / "results" / f"{name}.json", ROOT / recipe.makes))
+  print("\n".join(text for text, _ in lines))
+  return int(not all(within for _, within in lines))
+
+
+def run(command: str) -> None:
+  """Runs a command with this Python.
+
+  Raises:
+    RuntimeError: it failed.
+  """
+  print(f"$ {command}", flush=True)
+  words = shlex.split(command)
+  if words[0] == "python":
+    words[0] = sys.executable
+  elif words[0] == "pip":
+    words = [sys.executable, "-m", *words]
+  paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+  done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths})
+  if done.returncode:
+    raise RuntimeError(f"{command} ended with {done.returncode}")
+
+
+def compare(recipe: Recipe, recorded: Path, made: Path) -> Iterator[tuple[str, bool]]:
+  """A line for every figure, and whether it is within the tolerance.
+
+  Raises:
+    FileNotFoundError: the commands have not been run.
+  """
+  if not made.exists():
+    raise FileNotFoundError(f"{made} is not there: run its commands first (--table)")
+  old, new = (json.loads(path.read_text())["metrics"] for path in (recorded, made))
+  for split, method, measure in recipe.figures:
+    was, now = old[split][method][measure], new[split][method][measure]
+    off = abs(now - was) / (abs(was) if recipe.relative else 1.0)
+    within = off <= recipe.tolerance
+    says = "as recorded" if within else f"MORE THAN {tolerance_of(recipe)} OFF"
+    yield f"{split} | {method} | {measure}: {now:.4g}, recorded {was:.4g}: {says}", within
+
+
+def tolerance_of(recipe: Recipe) -> str:
+  return f"{recipe.tolerance:.0%}" if recipe.relative else f"{recipe.tolerance:g}"
+
+
+def page() -> str:
+  """REPRODUCE.md."""
+  head, tail = (ROOT / "docs" / "reproduce_text.md").read_text().split("<!-- tables -->\n")
+  lines = [
+    "| table | shown in | minutes | machine | tolerance | the figure that is compared first |",
+    "|---|---|---:|---|---:|---|",
+  ]
+  for name, recipe in RECIPES.items():
+    first = "exit code 0"
+    if recipe.figures:
+      split, method, measure = recipe.figures[0]
+      value = json.loads((ROOT / "results" / f"{name}.json").read_text())["metrics"][split][method][measure]
+      first = f"{split}, {method}: {measure} {value:.4g}"
+    shown = ", ".join(f"[{where}]({where})" for where in recipe.shown.split(", "))
+    off = tolerance_of(recipe) if recipe.figures else "-"
+    lines.append(f"| `{name}` | {shown} | {recipe.minutes} | {recipe.machine} | {off} | {first} |")
+  for name, recipe in RECIPES.items():
+    record = f" Record: [results/{name}.json](results/{name}.json); writes `{recipe.makes}`." if recipe.makes else ""
+    commands = "\n".join(command.format(data="DATA") for command in recipe.commands)
+    lines += ["", f"### {name}", "", f"Shown in {recipe.shown}.{record}", "", "```", commands, "```"]
+  return head + "\n".join(lines) + "\n" + tail
+
+
+if __name__ == "__main__":
+  cli.run(main)
