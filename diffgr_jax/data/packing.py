@@ -23,7 +23,8 @@ import grain
 from jaxtyping import Int
 import numpy as np
 
-BEHIND = 4  # part of the slots between an example's end and the end of its last block
+from diffgr_jax.data.parts import BEHIND
+
 _OPEN_ROWS = 64  # that an example may be laid into
 
 Row = dict[str, Any]

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from diffgr_jax.data.packing import BEHIND
+from diffgr_jax.data.parts import BEHIND
 from diffgr_jax.diffusion.corruption import Process, draw, draw_complementary
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params, Transformer, bind

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from diffgr_jax.data.packing import BEHIND, Example, PackedRows, RowShape, fitting
+from diffgr_jax.data.packing import Example, PackedRows, RowShape, fitting
+from diffgr_jax.data.parts import BEHIND
 from diffgr_jax.data.pipeline import examples_taken, row_batches, skip_to
 
 

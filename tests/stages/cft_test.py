@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffgr_jax.data.packing import BEHIND
+from diffgr_jax.data.parts import BEHIND
 from diffgr_jax.diffusion.corruption import ExactCount
 from diffgr_jax.models.attention import padded_layout
 from diffgr_jax.models.transformer import bind, init_params
