@@ -1,5 +1,9 @@
 """Measures decoding: `python -m diffgr_jax.bench --config=configs/bench/decode.py --out=DIR`.
 
+python -m diffgr_jax.bench --config=configs/bench/decode.py:size=tiny --out=workdir/bench
+python -m diffgr_jax.bench --config=configs/bench/decode.py --config.batch_sizes=1,8 --config.new_tokens=128,
+python -m diffgr_jax.bench --config=configs/bench/rerank.py:teacher=W/sft,student=W/cft --out=W/frontier
+
 Autoregressive and block decoding of the same weights in one process, against what the machine can do. Writes
 results.json, table.md and throughput.png. With configs/bench/rerank.py: a trained teacher and its block-parallel
 students, speed beside quality; writes frontier.png.

@@ -1,5 +1,9 @@
 """Evaluates a checkpoint: `python -m diffgr_jax.evaluate --workdir=DIR [--out=F] [--set=field=value]`.
 
+python -m diffgr_jax.evaluate --workdir=workdir/quickstart --set=decodings=one_pass,topk --json
+python -m diffgr_jax.evaluate --workdir=workdir/quickstart --queries=my.jsonl --corpus=my_corpus.jsonl --out=mine.json
+python -m diffgr_jax.evaluate --workdir=W/cft --against=W/sft
+
 Of a DocID run: without --queries it asks the splits of the run's own data; --corpus indexes other documents: by their
 titles, with the run's vocabulary, or by codes, --docid_index (python -m diffgr_jax.index build --quantizer). Queries
 and corpus have the rows of the folder format (docs/data.md). --set changes how it decodes, such as

@@ -143,7 +143,8 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.batch_size = 4  # rows of the global batch
   config.microbatches = 1
   config.steps = int(given.get("steps", 3000))
-  config.optimizer = "adamw"  # adamw | muon (the matrices inside the layers; the rest by AdamW)
+  # adamw | muon (the matrices inside the layers; the rest by AdamW), without which no small teacher copies well
+  config.optimizer = "adamw" if size == "8b" else "muon"
   config.learning_rate = 3e-3
   config.warmup_steps = min(100, config.steps // 10)
   config.lr_decay = "cosine"  # cosine | linear | constant
