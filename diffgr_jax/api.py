@@ -40,7 +40,7 @@ from diffgr_jax.training.loop import train_and_evaluate
 from diffgr_jax.training.pretrained import load_pretrained, read_spec
 from diffgr_jax.training.rerank_run import RerankRun, open_rerank, task_of
 from diffgr_jax.training.run import Run, open_run
-from diffgr_jax.training.shipped import is_shipped, shipped_params
+from diffgr_jax.training.shipped import is_shipped, ship_run
 from diffgr_jax.viz.worked import Answer, Denoising, answer_query
 
 _TOGETHER = 32  # queries or lists that are decoded at once
@@ -112,6 +112,14 @@ class Retriever:
     """
     return replace(self, run=_decoding(self.run, fields))
 
+  def ship(self, out: str | Path) -> Path:
+    """Writes what answers, in bfloat16, to a small folder that `load` reads (training/shipped.py).
+
+    Raises:
+      FileExistsError: `out` is there already.
+    """
+    return ship_run(Path(self.run.workdir), self.params, self.step, out)
+
   def _hits(self, documents: list[int], scores: list[float]) -> list[Hit]:
     index = self.run.index
     pairs = zip(documents, scores, strict=True)
@@ -160,6 +168,14 @@ class Reranker:
     """
     return replace(self, run=_decoding(self.run, fields))
 
+  def ship(self, out: str | Path) -> Path:
+    """Writes what answers, in bfloat16, to a small folder that `load` reads (training/shipped.py).
+
+    Raises:
+      FileExistsError: `out` is there already.
+    """
+    return ship_run(Path(self.run.workdir), self.params, self.step, out)
+
 
 @dataclass(frozen=True, eq=False)
 class Writer:
@@ -183,7 +199,7 @@ def _decoding(run: _AnyRun, fields: dict[str, Any]) -> _AnyRun:
 
 
 def load(folder: str | Path, step: int | None = None) -> Retriever | Reranker | Writer:
-  """What a folder holds: a run's workdir, what `training.shipped.ship` made of one, or a checkpoint of `convert`.
+  """What a folder holds: a run's workdir, what `ship` made of one, or a checkpoint of `convert`.
 
   Args:
     folder: the folder.
@@ -194,16 +210,7 @@ def load(folder: str | Path, step: int | None = None) -> Retriever | Reranker | 
     ValueError: a step of a checkpoint that is no run's.
   """
   folder = Path(folder)
-  shipped = is_shipped(folder)
-  if shipped and step is not None:
-    raise ValueError(f"{folder} is a shipped run, of one step: step applies to workdirs only")
-  if shipped and task_of(folder) == "rerank":
-    own = open_rerank(folder)
-    return Reranker(own, shipped_params(folder, own.model), 0)
-  if shipped:
-    run = open_run(folder)
-    return Retriever(run, shipped_params(folder, run.model), 0)
-  if not (folder / "checkpoints").is_dir():
+  if not (folder / "checkpoints").is_dir() and not is_shipped(folder):
     if step is not None:
       raise ValueError(f"{folder} is no run's workdir (it has no checkpoints): step applies to runs only")
     return Writer(folder, load_pretrained(folder)[1])

@@ -27,6 +27,7 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params, abstract_params
 from diffgr_jax.parallel.distributed import agreed, barrier
 from diffgr_jax.training.kept import RUN_ITEM, Kept, look_through, set_aside, write_manifest
+from diffgr_jax.training.shipped import is_shipped, shipped_params
 from diffgr_jax.training.state import TrainState
 
 _RUN_FILES = ("config.json", "vocab", "index")
@@ -157,7 +158,7 @@ def abstract_state(state_or_shapes: Any, shardings: Any) -> Any:
 
 
 def restore_params(workdir: Path, config: TransformerConfig, step: int | None = None) -> tuple[Params, int]:
-  """Reads only the parameters of a checkpoint, onto the first device.
+  """Reads only the parameters of a checkpoint, or of a shipped run, onto the first device.
 
   Args:
     workdir: of a run.
@@ -168,6 +169,11 @@ def restore_params(workdir: Path, config: TransformerConfig, step: int | None = 
     FileNotFoundError: no checkpoint, or not the asked one.
     ValueError: the asked one is damaged.
   """
+  if is_shipped(Path(workdir)):
+    params, shipped = shipped_params(Path(workdir), config)
+    if step not in (None, shipped):
+      raise FileNotFoundError(f"{workdir} is a shipped run: it holds step {shipped} alone, not {step}")
+    return params, shipped
   directory = Path(workdir).absolute() / "checkpoints"
   kept: Kept = look_through(directory, newest=step is None)
   if not kept.steps and not kept.damaged:

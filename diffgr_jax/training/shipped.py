@@ -1,9 +1,9 @@
 """A trained run made small enough to be shipped: its config, vocabulary and codes, and weights in bfloat16.
 
-    ship("W/cft", "models/reranker")            about 2 MB where the model has a million parameters
-    diffgr_jax.load("models/reranker")          as it loads a workdir
+    diffgr_jax.load("W/cft").ship("models/reranker")    about 2 MB where the model has a million parameters
 
-What a checkpoint has beside them, the optimizer and the position in the data, stays: a shipped run cannot go on.
+Whatever reads the weights of a workdir (`load`, evaluate, bench, `start=` of a next stage) reads such a folder too. What a
+checkpoint has beside them, the optimizer and the position in the data, stays behind: a shipped run cannot go on.
 """
 
 from pathlib import Path
@@ -11,50 +11,47 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+from safetensors import safe_open
 from safetensors.flax import load_file, save_file
 
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params, abstract_params
-from diffgr_jax.training.checkpoint import restore_params
-from diffgr_jax.training.rerank_run import open_rerank, task_of
-from diffgr_jax.training.run import open_run
 
 WEIGHTS = "weights.safetensors"
 _KEPT = ("config.json", "vocab", "index")  # of a workdir
 
 
-def ship(workdir: str | Path, out: str | Path, *, step: int | None = None) -> Path:
-  """Writes a run's newest checkpoint, or that of `step`, to the folder `out`, which must not exist yet.
+def ship_run(workdir: Path, params: Params, step: int, out: str | Path) -> Path:
+  """Writes what answers of a run to the folder `out`, which must not exist yet.
 
   Raises:
     FileExistsError: `out` is there.
-    FileNotFoundError: no run, or no such checkpoint.
   """
-  workdir, out = Path(workdir), Path(out)
+  out = Path(out)
   if out.exists():
     raise FileExistsError(f"{out} is there already: name another folder, or remove it")
-  run = open_rerank(workdir) if task_of(workdir) == "rerank" else open_run(workdir)
-  params, _ = restore_params(workdir, run.model, step)
   out.mkdir(parents=True)
   for name in _KEPT:
     if (workdir / name).is_dir():
       shutil.copytree(workdir / name, out / name)
     elif (workdir / name).exists():
       shutil.copy(workdir / name, out / name)
-  save_file({name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in _named(params).items()}, out / WEIGHTS)
+  leaves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in _named(params).items()}
+  save_file(leaves, out / WEIGHTS, metadata={"step": str(step)})
   return out
 
 
-def is_shipped(folder: str | Path) -> bool:
-  return (Path(folder) / WEIGHTS).is_file()
+def is_shipped(folder: Path) -> bool:
+  return (folder / WEIGHTS).is_file()
 
 
-def shipped_params(folder: str | Path, model: TransformerConfig) -> Params:
-  """The weights of a shipped run, in the dtypes of its model."""
-  stored = load_file(Path(folder) / WEIGHTS)
-  shapes = abstract_params(model)
+def shipped_params(folder: Path, model: TransformerConfig) -> tuple[Params, int]:
+  """The weights of a shipped run, in the dtypes of its model, and the step that they are of."""
+  with safe_open(folder / WEIGHTS, framework="numpy") as opened:
+    step = int(opened.metadata()["step"])
+  stored, shapes = load_file(folder / WEIGHTS), abstract_params(model)
   leaves = [stored[name].astype(shape.dtype) for name, shape in _named(shapes).items()]
-  return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+  return jax.tree.unflatten(jax.tree.structure(shapes), leaves), step
 
 
 def _named(tree: Params) -> dict[str, jax.Array]:

@@ -1,0 +1,54 @@
+"""Makes the two models that 02_block_diffusion.ipynb loads: `python colabs/make_models.py --out=colabs/models`
+
+Mid-training, SFT (the teacher) and CFT (the student) on the made-up shop, each resumable, in --workdir; then what is
+needed of them, with weights in bfloat16 (training/shipped.py). colabs/models/README.md says how good they are.
+"""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from absl import flags
+
+import diffgr_jax as dg
+from diffgr_jax import cli
+
+_OUT = flags.DEFINE_string("out", "colabs/models", "where teacher/ and student/ go, which must not be there yet")
+_WORKDIR = flags.DEFINE_string("workdir", "workdir/models", "of the runs")
+_SIZE = flags.DEFINE_string("size", "small", "of the models, as configs/rerank/base.py has it")
+_PART = flags.DEFINE_float("part", 1.0, "of all steps", lower_bound=0.0, upper_bound=1.0)
+
+# stage: its config's arguments, its steps, fields. A tenth of the valid lists watches, no more: docs/reranking.md has test.
+_FEW = ("--config.eval_splits=('valid',)", "--config.eval_limit=128")
+STAGES = {
+  "mid": ("mid_training.py:pool=50", 2600, ("--config.eval_splits=('valid',)", "--config.eval_limit=8")),
+  "sft": ("sft.py:pool=50,start={W}/mid", 3000, _FEW),
+  "cft": ("cft.py:pool=50,block=8,start={W}/sft", 900, ("--config.learning_rate=2e-3", *_FEW)),
+}
+
+
+def main(_) -> None:
+  out, workdir = Path(_OUT.value), Path(_WORKDIR.value)
+  for name in ("teacher", "student"):
+    if (out / name).exists():
+      raise FileExistsError(f"{out / name} is there already: name another --out, or remove it")
+  for name, (config, steps, fields) in STAGES.items():
+    arguments = f"{config.format(W=workdir)},size={_SIZE.value},steps={max(2, round(_PART.value * steps))}"
+    command = [sys.executable, "-m", "diffgr_jax.main", f"--config={ROOT}/configs/rerank/{arguments}"]
+    done = subprocess.run([*command, f"--workdir={workdir / name}", *fields], env=_environment())
+    if done.returncode:
+      raise RuntimeError(f"the stage {name} ended with {done.returncode}; started again, it goes on")
+  for name, run in {"teacher": "sft", "student": "cft"}.items():
+    print(dg.load(workdir / run).ship(out / name))
+
+
+def _environment() -> dict[str, str]:
+  return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+
+
+if __name__ == "__main__":
+  cli.run(main)
