@@ -2,8 +2,8 @@
 
     diffgr_jax.load("W/cft").ship("models/reranker")    about 2 MB where the model has a million parameters
 
-Whatever reads the weights of a workdir (`load`, evaluate, bench, `start=` of a next stage) reads such a folder too. What a
-checkpoint has beside them, the optimizer and the position in the data, stays behind: a shipped run cannot go on.
+Whatever reads the weights of a workdir (`load`, evaluate, bench, `start=` of a next stage) reads such a folder too.
+What a checkpoint has beside them, the optimizer and the position in the data, stays behind: a shipped run cannot go on.
 """
 
 from pathlib import Path
