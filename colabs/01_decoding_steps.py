@@ -34,6 +34,7 @@ import subprocess
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 inside = next((folder for folder in [Path.cwd(), *Path.cwd().parents] if (folder / "diffgr_jax").is_dir()), None)
 if REPOSITORY and inside is None:
   subprocess.run(["git", "clone", "--quiet", "--depth=1", REPOSITORY, "diffgr_jax_source"], check=True)
@@ -57,12 +58,12 @@ from diffgr_jax.viz.live import live_losses
 # %% [markdown]
 # ## A small model, from nothing
 #
-# `configs/quickstart.py` is the config of `make quickstart`; here it takes a quarter of the steps. Run the cell again and
+# `configs/quickstart.py` is the config of `make quickstart`; here it takes a part of the steps. Run the cell again and
 # it goes on from its checkpoint, in no time.
 
 # %%
 WORKDIR = Path("workdir/decoding_steps")
-config = dg.config("quickstart.py:steps=450")
+config = dg.config("quickstart.py:steps=350")
 config.eval_every = 0
 
 with live_losses(WORKDIR, config.steps):

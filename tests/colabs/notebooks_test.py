@@ -41,4 +41,4 @@ def test_every_cell_runs(name, tmp_path, monkeypatch):
   print(f"{name}: {time.monotonic() - began:.0f} s")
   shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
   assert not any(output.output_type == "error" for output in shown)
-  assert any("image/png" in output.get("data", {}) for output in shown)
+  assert any({"image/png", "text/html"} & set(output.get("data", {})) for output in shown)
