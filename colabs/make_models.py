@@ -1,6 +1,6 @@
 """Makes the two models that 02_block_diffusion.ipynb loads: `python colabs/make_models.py --out=colabs/models`
 
-Mid-training, SFT (the teacher) and CFT (the student) on the made-up shop, each resumable, in --workdir; then what is
+Mid-training, SFT (the teacher) and three runs of CFT (the student) on the made-up shop, each resumable, in --workdir; then what is
 needed of them, with weights in bfloat16 (training/shipped.py). colabs/models/README.md says how good they are.
 """
 
@@ -20,14 +20,17 @@ from diffgr_jax import cli
 _OUT = flags.DEFINE_string("out", "colabs/models", "where teacher/ and student/ go, which must not be there yet")
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/models", "of the runs")
 _SIZE = flags.DEFINE_string("size", "small", "of the models, as configs/rerank/base.py has it")
+_PATH = flags.DEFINE_string("path", "", "options of the made-up shop (rerank/made_up_shop.py)")
 _PART = flags.DEFINE_float("part", 1.0, "of all steps", lower_bound=0.0, upper_bound=1.0)
 
-# stage: its config's arguments, its steps, fields. A tenth of the valid lists watches, no more: docs/reranking.md has test.
+# run: its config's arguments, its steps, fields. A tenth of the valid lists watches, no more: docs/reranking.md has test.
 _FEW = ("--config.eval_splits=('valid',)", "--config.eval_limit=128")
 STAGES = {
   "mid": ("mid_training.py:pool=50", 2600, ("--config.eval_splits=('valid',)", "--config.eval_limit=8")),
   "sft": ("sft.py:pool=50,start={W}/mid", 3000, _FEW),
   "cft": ("cft.py:pool=50,block=8,start={W}/sft", 900, ("--config.learning_rate=2e-3", *_FEW)),
+  "lists": ("cft.py:pool=50,block=8,start={W}/cft,lists={W}/mid", 411, ("--config.learning_rate=2e-3", *_FEW)),
+  "student": ("cft.py:pool=50,block=8,start={W}/lists,examples={W}/sft", 500, ("--config.learning_rate=2e-3", *_FEW)),
 }
 
 
@@ -38,11 +41,12 @@ def main(_) -> None:
       raise FileExistsError(f"{out / name} is there already: name another --out, or remove it")
   for name, (config, steps, fields) in STAGES.items():
     arguments = f"{config.format(W=workdir)},size={_SIZE.value},steps={max(2, round(_PART.value * steps))}"
+    arguments += f",path={_PATH.value}" if _PATH.value else ""
     command = [sys.executable, "-m", "diffgr_jax.main", f"--config={ROOT}/configs/rerank/{arguments}"]
     done = subprocess.run([*command, f"--workdir={workdir / name}", *fields], env=_environment())
     if done.returncode:
-      raise RuntimeError(f"the stage {name} ended with {done.returncode}; started again, it goes on")
-  for name, run in {"teacher": "sft", "student": "cft"}.items():
+      raise RuntimeError(f"the run {name} ended with {done.returncode}; started again, it goes on")
+  for name, run in {"teacher": "sft", "student": "student"}.items():
     print(dg.load(workdir / run).ship(out / name))
 
 

@@ -63,7 +63,7 @@ def _examples_before(folder: Path) -> Path:
   """The examples of a run, or (where it had none: conversion, RL) of the nearest one that it began with."""
   while not (folder / EXAMPLES_FILE).exists():
     config = open_rerank(folder).config
-    if config.start != "run":
+    if config.start != "run" or not config.start_from:  # a shipped run has forgotten it
       break
     folder = Path(config.start_from)
   return folder / EXAMPLES_FILE

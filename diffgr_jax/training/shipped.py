@@ -6,6 +6,7 @@ Whatever reads the weights of a workdir (`load`, evaluate, bench, `start=` of a 
 What a checkpoint has beside them, the optimizer and the position in the data, stays behind: a shipped run cannot go on.
 """
 
+import json
 from pathlib import Path
 import shutil
 
@@ -18,7 +19,8 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params, abstract_params
 
 WEIGHTS = "weights.safetensors"
-_KEPT = ("config.json", "vocab", "index")  # of a workdir
+_KEPT = ("vocab", "index")  # of a workdir
+_FOLDERS = ("start_from", "examples", "teacher", "data_dir")  # fields that name folders of the machine that trained
 
 
 def ship_run(workdir: Path, params: Params, step: int, out: str | Path) -> Path:
@@ -34,8 +36,9 @@ def ship_run(workdir: Path, params: Params, step: int, out: str | Path) -> Path:
   for name in _KEPT:
     if (workdir / name).is_dir():
       shutil.copytree(workdir / name, out / name)
-    elif (workdir / name).exists():
-      shutil.copy(workdir / name, out / name)
+  record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+  record["config"] |= {name: "" for name in _FOLDERS if name in record["config"]}
+  (out / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
   leaves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in _named(params).items()}
   save_file(leaves, out / WEIGHTS, metadata={"step": str(step)})
   return out
