@@ -117,25 +117,30 @@ Image(
 )
 
 # %% [markdown]
-# ## How sure is sure enough?
+# ## How sure is sure enough, and where?
 #
-# A lower threshold commits more tokens a pass, and more of them wrongly. Validity is the share of answers that hold every
-# candidate exactly once; nothing outside the model sees to it.
+# A lower threshold commits more tokens a pass, and more of them wrongly. And *where* a pass may commit matters as much.
+# `threshold` takes every position of the block that it is sure of, and leaves gaps. `prefix` goes on from the left only for as
+# long as it is sure: what stands there has no gaps, as the teacher would have left it, and the student still knows how to
+# read that. Validity is the share of answers that hold every candidate exactly once; nothing outside the model sees to it.
 
 # %%
-found = {}
-for threshold in (1.0, 0.9, 0.7, 0.5, 0.3):
-  written = student.decoding(threshold=threshold).rerank(chosen)
-  tokens, forwards = (sum(values) for values in zip(*((len(one.pieces), one.forwards) for one in written), strict=True))
-  found[threshold] = tokens / forwards, float(np.mean([one.verdict == "ok" for one in written]))
+THRESHOLDS = (1.0, 0.95, 0.9, 0.7, 0.5)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-left.plot(found, [rate for rate, _ in found.values()], "o-", color="#0072b2")
+for policy, marker, colour in (("prefix", "o", "#0072b2"), ("threshold", "s", "#d55e00")):
+  rates, valid = [], []
+  for threshold in THRESHOLDS:
+    written = student.decoding(policy=policy, threshold=threshold).rerank(chosen)
+    rates.append(sum(len(one.pieces) for one in written) / sum(one.forwards for one in written))
+    valid.append(float(np.mean([one.verdict == "ok" for one in written])))
+  left.plot(THRESHOLDS, rates, marker + "-", color=colour, label=policy)
+  right.plot(THRESHOLDS, valid, marker + "-", color=colour, label=policy)
 left.set(xlabel="threshold", ylabel="tokens a forward pass")
-right.plot(found, [valid for _, valid in found.values()], "s-", color="#d55e00")
 right.set(xlabel="threshold", ylabel="share of valid answers", ylim=(-0.03, 1.05))
 for panel in (left, right):
   panel.invert_xaxis()
   panel.grid(alpha=0.25)
+left.legend(frameon=False)
 plt.show()
 
 # %% [markdown]

@@ -47,7 +47,9 @@ def main(_) -> None:
     if done.returncode:
       raise RuntimeError(f"the run {name} ended with {done.returncode}; started again, it goes on")
   for name, run in {"teacher": "sft", "student": "student"}.items():
-    print(dg.load(workdir / run).ship(out / name))
+    model = dg.load(workdir / run)
+    model = model.decoding(policy="prefix") if name == "student" else model
+    print(model.ship(out / name))
 
 
 def _environment() -> dict[str, str]:

@@ -118,7 +118,7 @@ class Retriever:
     Raises:
       FileExistsError: `out` is there already.
     """
-    return ship_run(Path(self.run.workdir), self.params, self.step, out)
+    return ship_run(Path(self.run.workdir), self.run.config, self.params, self.step, out)
 
   def _hits(self, documents: list[int], scores: list[float]) -> list[Hit]:
     index = self.run.index
@@ -174,7 +174,7 @@ class Reranker:
     Raises:
       FileExistsError: `out` is there already.
     """
-    return ship_run(Path(self.run.workdir), self.params, self.step, out)
+    return ship_run(Path(self.run.workdir), self.run.config, self.params, self.step, out)
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ _HOW = {
     flags.DEFINE_string("decoder", None, "autoregressive | beam | canvas | block; default: what fits the model"),
     flags.DEFINE_string("alignment", None, "same_position | shifted; default: the model's"),
     flags.DEFINE_string("policy", None, "which MASKs are committed; see docs/decoding.md"),
-    flags.DEFINE_float("threshold", None, "of the policies threshold, dynamic, factor, entropy_bounded"),
+    flags.DEFINE_float("threshold", None, "of the policies threshold, dynamic, factor, entropy_bounded, prefix"),
     flags.DEFINE_string("schedule", None, "even | early_remainder | block_remainder | linear_time"),
     flags.DEFINE_integer("steps", None, "passes over the canvas, or over a block; default: one a position"),
     flags.DEFINE_integer("block_size", None, "canvas: semi-autoregressive blocks; block: default the model's"),

@@ -224,11 +224,38 @@ class EntropyBounded:
     return (rank == 0) | (jnp.take_along_axis(before, rank, axis=-1) <= self.bound)
 
 
+@dataclass(frozen=True)
+class Prefix:
+  """Commits from the left for as long as every position is above `tau`, and always the first.
+
+  What is committed has no gaps, as an autoregressive model would have left it: for models that were converted from one,
+  and that read a canvas with gaps less well.
+  """
+
+  tau: float
+  whole_row = True  # a position goes only with all before it
+
+  def __post_init__(self):
+    if not 0.0 < self.tau <= 1.0:
+      raise ValueError(f"Prefix.tau is {self.tau}; it must be a probability in (0, 1]")
+
+  def priority(self, stats, row_keys):
+    # By place, from the left; the half that is added where the model is sure changes no rank.
+    place = jnp.arange(stats.confidence.shape[1], dtype=jnp.float32)
+    return jnp.where(stats.confidence > self.tau, 0.5, 0.0) - place[None]
+
+  def takes(self, priority, rank, quota):
+    sure = priority > jnp.floor(priority)
+    first_unsure = jnp.min(jnp.where(sure, rank.shape[-1], rank), axis=-1, keepdims=True)
+    return (rank == 0) | (rank < first_unsure)
+
+
 POLICIES = {
   "random": Random, "confidence": Confidence, "margin": Margin, "entropy": Entropy, "sequential": Sequential,
   "threshold": Threshold, "dynamic": Dynamic, "factor": Factor, "entropy_bounded": EntropyBounded,
+  "prefix": Prefix,
 }  # fmt: skip
-_WITH_THRESHOLD = ("threshold", "dynamic", "factor", "entropy_bounded")
+_WITH_THRESHOLD = ("threshold", "dynamic", "factor", "entropy_bounded", "prefix")
 
 
 def make_policy(name: str, threshold: float) -> Policy:
@@ -236,7 +263,8 @@ def make_policy(name: str, threshold: float) -> Policy:
 
   Args:
     name: one of `POLICIES`.
-    threshold: tau of threshold and dynamic, the factor of factor, the bound of entropy_bounded; the others ignore it.
+    threshold: tau of threshold, dynamic and prefix, the factor of factor, the bound of entropy_bounded; the others
+      ignore it.
 
   Raises:
     ValueError: an unknown name, or a threshold out of the policy's range.

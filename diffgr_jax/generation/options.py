@@ -30,7 +30,7 @@ CACHES = {
   "block": ("exact", "sub_block"),
 }
 # The threshold that a policy has when none is given.
-THRESHOLDS = {"threshold": 0.9, "dynamic": 0.9, "factor": 1.0, "entropy_bounded": 0.1}
+THRESHOLDS = {"threshold": 0.9, "dynamic": 0.9, "factor": 1.0, "entropy_bounded": 0.1, "prefix": 0.9}
 
 _ALL = {"decoder", "alignment", "max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed", "mask_id", "cache"}
 _DENOISING = {"policy", "threshold", "schedule", "steps", "block_size", "remask", "remask_by", "max_reopen"}

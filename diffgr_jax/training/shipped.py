@@ -9,6 +9,7 @@ What a checkpoint has beside them, the optimizer and the position in the data, s
 import json
 from pathlib import Path
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ _KEPT = ("vocab", "index")  # of a workdir
 _FOLDERS = ("start_from", "examples", "teacher", "data_dir")  # fields that name folders of the machine that trained
 
 
-def ship_run(workdir: Path, params: Params, step: int, out: str | Path) -> Path:
-  """Writes what answers of a run to the folder `out`, which must not exist yet.
+def ship_run(workdir: Path, config: Any, params: Params, step: int, out: str | Path) -> Path:
+  """Writes what answers of a run, as `config` decodes, to the folder `out`, which must not exist yet.
 
   Raises:
     FileExistsError: `out` is there.
@@ -37,7 +38,8 @@ def ship_run(workdir: Path, params: Params, step: int, out: str | Path) -> Path:
     if (workdir / name).is_dir():
       shutil.copytree(workdir / name, out / name)
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-  record["config"] |= {name: "" for name in _FOLDERS if name in record["config"]}
+  own = json.loads(config.to_json())
+  record["config"] = own | {name: "" for name in _FOLDERS if name in own}
   (out / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
   leaves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in _named(params).items()}
   save_file(leaves, out / WEIGHTS, metadata={"step": str(step)})

@@ -22,6 +22,7 @@ from diffgr_jax.decoding.policies import (
   EntropyBounded,
   Factor,
   Margin,
+  Prefix,
   Random,
   Sequential,
   Threshold,
@@ -264,6 +265,7 @@ EVERY_POLICY = {
   "dynamic": Dynamic(0.15),
   "factor": Factor(2.5),
   "entropy_bounded": EntropyBounded(3.0),
+  "prefix": Prefix(0.15),
 }
 AS_MANY_AS_ASKED = ("random", "confidence", "margin", "entropy", "sequential")  # the others commit as they judge
 

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from diffgr_jax.decoding.policies import (
   EntropyBounded,
   Factor,
   Margin,
+  Prefix,
   Random,
   Sequential,
   Threshold,
@@ -157,7 +159,7 @@ def test_a_policy_of_the_users_own():
 def test_policies_by_name():
   built = [policies.make_policy(name, 0.7) for name in ("random", "confidence", "margin", "entropy", "threshold")]
   assert built == [Random(), Confidence(), Margin(), Entropy(), Threshold(0.7)]
-  with pytest.raises(ValueError, match=r"policy is one of random, .*, entropy_bounded, not 'top'"):
+  with pytest.raises(ValueError, match=r"policy is one of random, .*, prefix, not 'top'"):
     policies.make_policy("top", 0.7)
   with pytest.raises(ValueError, match=r"Threshold\.tau is 2"):
     policies.make_policy("threshold", 2.0)
@@ -169,6 +171,9 @@ def expected_choice(policy, probs, quota):
   best = sorted(probs, key=lambda i: -confidence[i])
   if isinstance(policy, Sequential):
     return set(sorted(probs)[:quota])
+  if isinstance(policy, Prefix):
+    run = itertools.takewhile(lambda i: confidence[i] > policy.tau, sorted(probs))
+    return {min(probs), *run}
   if isinstance(policy, Dynamic):
     above = [i for i in probs if confidence[i] > policy.tau]
     return set(above if len(above) >= quota else best[:quota])
@@ -183,7 +188,16 @@ def expected_choice(policy, probs, quota):
   return set(calm[: max((n for n in range(1, len(calm) + 1) if fits(n)), default=0)])
 
 
-RULES = [Sequential(), Dynamic(0.5), Factor(1.0), Factor(2.0), EntropyBounded(0.0), EntropyBounded(1.5)]
+RULES = [
+  Sequential(),
+  Dynamic(0.5),
+  Factor(1.0),
+  Factor(2.0),
+  EntropyBounded(0.0),
+  EntropyBounded(1.5),
+  Prefix(0.3),
+  Prefix(1.0),
+]
 
 
 @pytest.mark.parametrize("policy", RULES, ids=str)
@@ -201,7 +215,7 @@ def test_rules_over_a_row_against_numpy(policy):
       expected = expected_choice(policy, probs, quota[b]) if probs else set()
       assert set(np.flatnonzero(commits.chosen[b])) == expected
       sizes.add(len(expected))
-  assert max(sizes) > 1 or policy == EntropyBounded(0.0)
+  assert max(sizes) > 1 or policy in (EntropyBounded(0.0), Prefix(1.0))
 
 
 def test_ranks_of_long_rows_are_those_of_short_ones():
@@ -221,6 +235,7 @@ def test_ranks_of_long_rows_are_those_of_short_ones():
   [
     (lambda: Dynamic(0.0), r"Dynamic\.tau is 0"),
     (lambda: Factor(0.0), r"Factor\.factor is 0"),
+    (lambda: Prefix(1.5), r"Prefix\.tau is 1.5"),
     (lambda: EntropyBounded(-1.0), r"EntropyBounded\.bound is -1"),
   ],
 )

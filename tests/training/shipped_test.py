@@ -13,8 +13,10 @@ from tests.training.tiny_rerank import tiny
 def test_a_shipped_re_ranker_writes_what_its_run_writes(rerank_runs, tmp_path):
   workdir = rerank_runs[0] / "convert"
   own = dg.load(workdir)
-  shipped = dg.load(own.ship(tmp_path / "shipped"))
+  shipped = dg.load(own.decoding(policy="sequential").ship(tmp_path / "shipped"))
   assert shipped.step == own.step
+  assert (shipped.run.config.policy, own.run.config.policy) == ("sequential", "threshold")
+  shipped = shipped.decoding(policy="threshold")
   rounded = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)), own.params)
   jax.tree.map(np.testing.assert_array_equal, shipped.params, rounded)
   tasks = own.lists("test")[:2]
