@@ -59,6 +59,6 @@ def shipped_params(folder: Path, model: TransformerConfig) -> tuple[Params, int]
   return jax.tree.unflatten(jax.tree.structure(shapes), leaves), step
 
 
-def _named(tree: Params) -> dict[str, jax.Array]:
+def _named(tree: Params) -> dict[str, Any]:
   named = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in named}

@@ -25,7 +25,7 @@ def test_a_shipped_re_ranker_writes_what_its_run_writes(rerank_runs, tmp_path):
   assert not (tmp_path / "shipped" / "checkpoints").exists()
   with pytest.raises(FileExistsError, match="is there already"):
     own.ship(tmp_path / "shipped")
-  with pytest.raises(FileNotFoundError, match="holds step 4 alone, not 3"):
+  with pytest.raises(FileNotFoundError, match="holds step 0 alone, not 3"):
     dg.load(tmp_path / "shipped", step=3)
 
 
