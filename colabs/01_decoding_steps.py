@@ -20,8 +20,8 @@
 # is a *masked-diffusion* transformer. It starts from a canvas of MASK tokens and fills it in a few forward passes, several
 # tokens a pass, in the order of its own confidence.
 #
-# The model is small and is trained below, from nothing, on the docstrings of your own Python's standard library: about a
-# minute and a half on two CPU cores. What it answers is therefore not always right. What you see is how it decodes.
+# The model is small and is trained below, from nothing, on the docstrings of your own Python's standard library: a few
+# minutes on two CPU cores at most. What it answers is therefore not always right. What you see is how it decodes.
 
 # %% cellView="form"
 # @title Install { display-mode: "form" }

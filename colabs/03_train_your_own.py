@@ -16,7 +16,7 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/diffgr_jax/blob/main/colabs/03_train_your_own.ipynb)
 #
-# From a folder of text files to a generative retriever that answers questions about them, from nothing, in about a minute
+# From a folder of text files to a generative retriever that answers questions about them, from nothing, in a few minutes
 # on two CPU cores. The identifiers are *linguistic*: a document's title is what the model writes.
 
 # %% cellView="form"
