@@ -44,7 +44,6 @@ from diffgr_jax.training.shipped import is_shipped, ship_run
 from diffgr_jax.viz.worked import Answer, Denoising, answer_query
 
 _TOGETHER = 32  # queries or lists that are decoded at once
-_AnyRun = TypeVar("_AnyRun", Run, RerankRun)
 
 
 @dataclass(frozen=True)
@@ -77,13 +76,44 @@ class Ranking:
   passes: tuple[int, ...]
 
 
+_Same = TypeVar("_Same", bound="_Trained")  # typing.Self is not understood by what checks types in tests
+
+
 @dataclass(frozen=True, eq=False)
-class Retriever:
+class _Trained:
+  """What every trained run can do."""
+
+  run: Any
+  params: Params
+  step: int
+
+  def decoding(self: _Same, **fields: str | int | float) -> _Same:
+    """The same model, decoded in another way: `policy`, `threshold`, `decode_steps`, `block_size`, ... of its config.
+
+    What was read for the run, such as lists, is shared.
+
+    Raises:
+      ValueError: a field that is not about decoding, or a value of another type.
+    """
+    other = copy.copy(self.run)
+    object.__setattr__(other, "config", copy.deepcopy(self.run.config))  # the copy is nobody else's yet
+    other.set_decoding([f"{name}={value}" for name, value in fields.items()])
+    return replace(self, run=other)
+
+  def ship(self, out: str | Path) -> Path:
+    """Writes what answers, in bfloat16, to a small folder that `load` reads (training/shipped.py).
+
+    Raises:
+      FileExistsError: `out` is there already.
+    """
+    return ship_run(Path(self.run.workdir), self.run.config, self.params, self.step, out)
+
+
+@dataclass(frozen=True, eq=False)
+class Retriever(_Trained):
   """A trained run of DocID retrieval."""
 
   run: Run
-  params: Params
-  step: int
 
   def retrieve(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
     """The best documents of each query: by one-pass scores, or an autoregressive run's beam search of width k."""
@@ -104,22 +134,6 @@ class Retriever:
     """One query in full: its ranking, and every step of denoising a DocID. See `viz.worked.Denoising` for `how`."""
     return answer_query(self.run, self.params, query, constrained=constrained, denoising=Denoising(**how))
 
-  def decoding(self, **fields: str | int | float) -> "Retriever":
-    """The same model, decoded in another way: `decode_steps`, `policy`, `threshold`, `remask`, ... of its config.
-
-    Raises:
-      ValueError: a field that is not about decoding, or a value of another type.
-    """
-    return replace(self, run=_decoding(self.run, fields))
-
-  def ship(self, out: str | Path) -> Path:
-    """Writes what answers, in bfloat16, to a small folder that `load` reads (training/shipped.py).
-
-    Raises:
-      FileExistsError: `out` is there already.
-    """
-    return ship_run(Path(self.run.workdir), self.run.config, self.params, self.step, out)
-
   def _hits(self, documents: list[int], scores: list[float]) -> list[Hit]:
     index = self.run.index
     pairs = zip(documents, scores, strict=True)
@@ -127,12 +141,10 @@ class Retriever:
 
 
 @dataclass(frozen=True, eq=False)
-class Reranker:
+class Reranker(_Trained):
   """A trained run of re-ranking: a teacher, or a model converted from one."""
 
   run: RerankRun
-  params: Params
-  step: int
 
   def lists(self, split: str = "test") -> Sequence[RankingTask]:
     """The shop's own lists of a split: train, valid or test."""
@@ -160,22 +172,6 @@ class Reranker:
       )
     ]  # fmt: skip
 
-  def decoding(self, **fields: str | int | float) -> "Reranker":
-    """The same model, decoded in another way: `policy`, `threshold`, `block_size`, `temperature`, ... of its config.
-
-    Raises:
-      ValueError: a field that is not about decoding, or a value of another type.
-    """
-    return replace(self, run=_decoding(self.run, fields))
-
-  def ship(self, out: str | Path) -> Path:
-    """Writes what answers, in bfloat16, to a small folder that `load` reads (training/shipped.py).
-
-    Raises:
-      FileExistsError: `out` is there already.
-    """
-    return ship_run(Path(self.run.workdir), self.run.config, self.params, self.step, out)
-
 
 @dataclass(frozen=True, eq=False)
 class Writer:
@@ -188,14 +184,6 @@ class Writer:
     """Continues a prompt; with `trace`, every step is kept. See `generation.options.GenerationOptions` for `how`."""
     plan = make_plan(GenerationOptions(**how), read_spec(self.folder))
     return TextGenerator(plan, self.params, find_tokenizer(self.folder))(prompt, trace=trace)
-
-
-def _decoding(run: _AnyRun, fields: dict[str, Any]) -> _AnyRun:
-  """A run whose config decodes otherwise; what was read for it, such as lists, is shared."""
-  other = copy.copy(run)
-  object.__setattr__(other, "config", copy.deepcopy(run.config))  # the copy is nobody else's yet
-  other.set_decoding([f"{name}={value}" for name, value in fields.items()])
-  return other
 
 
 def load(folder: str | Path, step: int | None = None) -> Retriever | Reranker | Writer:
