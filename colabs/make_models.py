@@ -1,7 +1,7 @@
 """Makes the two models that 02_block_diffusion.ipynb loads: `python colabs/make_models.py --out=colabs/models`
 
-Mid-training, SFT (the teacher) and three runs of CFT (the student) on the made-up shop, each resumable, in --workdir; then what is
-needed of them, with weights in bfloat16 (training/shipped.py). colabs/models/README.md says how good they are.
+Mid-training, SFT (the teacher) and three runs of CFT (the student) on the made-up shop, each resumable, in --workdir;
+then what is needed of them, with weights in bfloat16 (training/shipped.py). colabs/models/README.md says how good.
 """
 
 import os
@@ -23,7 +23,7 @@ _SIZE = flags.DEFINE_string("size", "small", "of the models, as configs/rerank/b
 _PATH = flags.DEFINE_string("path", "", "options of the made-up shop (rerank/made_up_shop.py)")
 _PART = flags.DEFINE_float("part", 1.0, "of all steps", lower_bound=0.0, upper_bound=1.0)
 
-# run: its config's arguments, its steps, fields. A tenth of the valid lists watches, no more: docs/reranking.md has test.
+# run: its config's arguments, its steps, fields. Few valid lists are decoded at the end of each.
 _FEW = ("--config.eval_splits=('valid',)", "--config.eval_limit=128")
 STAGES = {
   "mid": ("mid_training.py:pool=50", 2600, ("--config.eval_splits=('valid',)", "--config.eval_limit=8")),
