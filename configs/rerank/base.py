@@ -101,8 +101,10 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.reasoning_weight = 1.0
   config.answer_weight = 1.0
   config.end_weight = 1.0
+  config.choice_weight = 1.0  # of the labels by which a reasoning names candidates, times reasoning_weight
   config.process = "exact_count"  # cft: random_time | exact_count (both the bound) | uniform_weight | all_masked
   config.schedule = "linear"  # linear | cosine
+  config.suffix_fraction = 0.0  # cft: share of the blocks whose masks are their last targets
   config.antithetic = True
   config.complementary = False  # cft: every block twice, with complementary masks
   config.whole_stream = False  # cft: x_t as long as x_0, which Splash asks for

@@ -15,6 +15,7 @@ A process draws (x_t, corrupted, weight) for a batch:
     uniform_weight   random_time with weight 1                                      not a bound
     all_masked       every target is masked, weight 1: what one-pass scoring sees   not a bound
     and with all_masked_fraction = p, each row is all masked with probability p     not a bound
+    or with suffix_fraction = p, its masks are its last targets                     not a bound
 
 Sources: MDLM, arXiv 2406.07524 (the weight of a schedule, and low-discrepancy times); md4, arXiv 2406.04329 (the cosine
 schedule); LLaDA, arXiv 2502.09992 (the exact-count form).
@@ -154,11 +155,20 @@ def corrupt_exact_count(
   (LLaDA, arXiv 2502.09992, equation 14). A row without targets is left clean, with weight 0.
   """
   targets = target.sum(axis=-1)
-  count = jnp.clip(jnp.ceil(t * targets).astype(jnp.int32), jnp.minimum(targets, 1), targets)
+  count = _mask_count(t, targets)
   lots = jnp.where(target, _row_uniform(key, *x0.shape), jnp.inf)  # other positions rank behind all targets
   rank = jnp.argsort(jnp.argsort(lots, axis=-1), axis=-1)
   weight = targets / jnp.maximum(count, 1)
   return _masked(x0, rank < count[:, None], weight[:, None].astype(jnp.float32), mask_id)
+
+
+def corrupt_suffix(x0: Int[Array, "B L"], t: Float[Array, "B"], mask_id: int, target: Bool[Array, "B L"]) -> Corrupted:
+  """Masks the last k = ceil(t n) of a row's n target positions, with weight n / k; see `corrupt_exact_count`."""
+  targets = target.sum(axis=-1)
+  count = _mask_count(t, targets)
+  behind = jnp.cumsum(target[:, ::-1], axis=-1)[:, ::-1]  # targets from here on
+  weight = targets / jnp.maximum(count, 1)
+  return _masked(x0, target & (behind <= count[:, None]), weight[:, None].astype(jnp.float32), mask_id)
 
 
 @dataclass(frozen=True)
@@ -225,6 +235,34 @@ class AllMaskedMixture:
 
 
 @dataclass(frozen=True)
+class SuffixMixture:
+  """Each row's masks are its last targets with probability `suffix_fraction`, else drawn from `process`.
+
+      canvas                a   b   c   d   e          what a decoder that commits from the left (policies.py, Prefix)
+      k = 2 of the last     a   b   c   M   M          finds: no token behind a MASK
+      k = 2 of any          a   M   c   M   e
+
+  k ~ U{1..n} with weight n / k, as for `exact_count`; a position is read with less to its left than a left-to-right
+  factorisation gives it, and with nothing to its right. Not the bound of masked diffusion.
+  """
+
+  process: Process
+  suffix_fraction: float
+  is_bound = False
+
+  def __post_init__(self):
+    if not 0.0 < self.suffix_fraction <= 1.0:
+      raise ValueError(f"suffix_fraction is a probability in (0, 1], not {self.suffix_fraction}")
+
+  def corrupt(self, key, x0, t, *, mask_id, target):
+    choice_key, draw_key = jax.random.split(key)
+    drawn = self.process.corrupt(draw_key, x0, t, mask_id=mask_id, target=target)
+    suffix = corrupt_suffix(x0, t, mask_id, target)
+    chosen = _row_uniform(choice_key, x0.shape[0], 1) < self.suffix_fraction
+    return jax.tree.map(lambda one, other: jnp.where(chosen, one, other), suffix, drawn)
+
+
+@dataclass(frozen=True)
 class Clean:
   """Nothing is masked, every target counts with weight 1: teacher forcing of an autoregressive model. Exact -log p."""
 
@@ -238,13 +276,16 @@ SCHEDULES = {"linear": Linear, "cosine": Cosine}
 PROCESSES = ("random_time", "exact_count", "uniform_weight", "all_masked", "clean")
 
 
-def make_process(name: str, schedule: str = "linear", all_masked_fraction: float = 0.0) -> Process:
+def make_process(
+  name: str, schedule: str = "linear", all_masked_fraction: float = 0.0, suffix_fraction: float = 0.0
+) -> Process:
   """Builds the process that a config names.
 
   Args:
     name: one of `PROCESSES`.
     schedule: one of `SCHEDULES`. exact_count, all_masked and clean have none and take only the default.
     all_masked_fraction: probability that a row is all masked instead; 0 leaves the process as it is.
+    suffix_fraction: probability that a row's last targets are masked instead (where it is not all masked).
 
   Raises:
     ValueError: an unknown name, a schedule for a process that has none, or a fraction outside [0, 1].
@@ -262,6 +303,8 @@ def make_process(name: str, schedule: str = "linear", all_masked_fraction: float
     "all_masked": AllMasked,
     "clean": Clean,
   }[name]()
+  if suffix_fraction != 0.0:
+    process = SuffixMixture(process, suffix_fraction)
   return process if all_masked_fraction == 0.0 else AllMaskedMixture(process, all_masked_fraction)
 
 
@@ -308,6 +351,11 @@ def _row_uniform(key: Key[Array, ""], rows: int, length: int) -> Float[Array, "{
   """Uniforms in [0, 1) whose row i is a function of the key and i alone, so that it is the same in any batch."""
   keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
   return jax.vmap(lambda row_key: jax.random.uniform(row_key, (length,)))(keys)
+
+
+def _mask_count(t: Float[Array, "B"], targets: Int[Array, "B"]) -> Int[Array, "B"]:
+  """ceil(t n) of a row's n targets: at least one, where there is one."""
+  return jnp.clip(jnp.ceil(t * targets).astype(jnp.int32), jnp.minimum(targets, 1), targets)
 
 
 def _masked(x0, corrupted, weight, mask_id: int) -> Corrupted:

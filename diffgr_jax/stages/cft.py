@@ -30,7 +30,7 @@ from diffgr_jax.data.parts import BEHIND
 from diffgr_jax.diffusion.corruption import Process, draw, draw_complementary
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params, Transformer, bind
-from diffgr_jax.stages.sft import answer_nll, gather, target_weights, weighted_loss
+from diffgr_jax.stages.sft import EVEN, TokenWeights, answer_nll, gather, target_weights, weighted_loss
 from diffgr_jax.stages.stage import Batch, Metrics
 from diffgr_jax.stages.two_stream import Clean, read_noisy
 
@@ -44,7 +44,7 @@ class CftStage:
   block_size: int
   mask_id: int
   valid_size: int  # rows of the vocabulary in use
-  part_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of reasoning, answer, end
+  weights: TokenWeights = EVEN
   antithetic: bool = True
   complementary: bool = False  # every block twice, the second time with the other positions masked
   whole_stream: bool = False  # x_t as long as x_0
@@ -52,7 +52,7 @@ class CftStage:
 
   def prepare(self, key: Key[Array, ""], batch: Batch) -> tuple[Batch, Float[Array, ""]]:
     """Corrupts every block of the global batch; complementary rows stand behind the others."""
-    weight = target_weights(batch, self.part_weights)
+    weight = target_weights(batch, self.weights)
     blocks = lambda x: x.reshape(-1, self.block_size)
     x_0, target = gather(batch["tokens"], batch["target_at"]), _is_target(batch)
     how: dict[str, Any] = dict(mask_id=self.mask_id, target=blocks(target))

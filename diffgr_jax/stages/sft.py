@@ -27,18 +27,40 @@ PARTS = ("prompt", "reasoning", "answer", "end")  # rerank/chat.py, Part
 
 
 @dataclass(frozen=True)
+class TokenWeights:
+  """What the tokens of a message weigh in the loss: by their part, and where a reasoning names a candidate.
+
+      reasoning      so  b <c3> <c7>  comes first   ...  then  d <c1> <c4>
+      weight         1  10    1    1      1     1          1  10    1    1       choice = 10
+
+  A candidate's label is where the choice is made: a token or three of a hundred and fifty, in a loss of which most is
+  wording. It is a label of the template before an ID; templates without labels have no choice to weigh.
+  """
+
+  reasoning: float = 1.0
+  answer: float = 1.0
+  end: float = 1.0
+  choice: float = 1.0
+  labels: tuple[int, ...] = ()  # the labels' tokens
+  first_codes: tuple[int, int] = (0, 0)  # the tokens of an ID's first code: from, up to
+
+
+EVEN = TokenWeights()
+
+
+@dataclass(frozen=True)
 class SftStage:
   """Teacher forcing on packed messages."""
 
   model: TransformerConfig
   valid_size: int  # rows of the vocabulary in use
-  part_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of reasoning, answer, end
+  weights: TokenWeights = EVEN
   ce_chunk: int = 0  # vocabulary rows a chunk of the cross-entropy; 0 holds the logits of all targets at once
 
   def prepare(self, key: Key[Array, ""], batch: Batch) -> tuple[Batch, Float[Array, ""]]:
     """Nothing is drawn; counts the targets' weights."""
     del key
-    weight = target_weights(batch, self.part_weights)
+    weight = target_weights(batch, self.weights)
     return batch | {"weight": weight}, weight.sum()
 
   def loss(
@@ -60,10 +82,17 @@ def gather(x: Array, at: Int[Array, "B N"]) -> Array:
   return jnp.take_along_axis(x, at.reshape(at.shape + (1,) * (x.ndim - 2)), axis=1)
 
 
-def target_weights(batch: Batch, part_weights: tuple[float, float, float]) -> Float[Array, "B N"]:
+def target_weights(batch: Batch, weights: TokenWeights) -> Float[Array, "B N"]:
   """What each slot of `target_at` weighs: 0 for a prompt, for what stands behind an end, and where there is none."""
-  of_part = jnp.asarray([0.0, *part_weights, 0.0], jnp.float32)  # the last: BEHIND
-  return jnp.where(batch["target_at"] >= 0, of_part[gather(batch["part"], batch["target_at"])], 0.0)
+  at, of_part = batch["target_at"], [0.0, weights.reasoning, weights.answer, weights.end, 0.0]  # the last: BEHIND
+  weight = jnp.where(at >= 0, jnp.asarray(of_part, jnp.float32)[gather(batch["part"], at)], 0.0)
+  if not weights.labels or weights.choice == 1.0:
+    return weight
+  behind = jnp.pad(batch["tokens"][:, 1:], ((0, 0), (0, 1)))
+  first, end = weights.first_codes
+  named = jnp.isin(batch["tokens"], jnp.asarray(weights.labels)) & (behind >= first) & (behind < end)
+  chosen = named & (batch["part"] == PARTS.index("reasoning"))
+  return jnp.where(gather(chosen, at), weights.choice * weight, weight)
 
 
 def answer_nll(

@@ -49,12 +49,13 @@ _RULES = FieldRules(
     "steps": 0, "list_size": 2, "list_pool": 2, "list_draws": 1, "list_folds": 0, "item_levels": 1, "item_codes": 2,
     "history_items": -1, "title_words": -1, "name_words": -1, "supporters": -1, "least_reasoning": 0, "trace_moved": 0,
     "vocab_size": 300, "row_length": 8, "target_length": 8, "block_size": 1, "reasoning_weight": 0,
-    "answer_weight": 0, "end_weight": 0, "decode_steps": 0, "max_new_tokens": 1, "eval_batch_size": 1,
-    "eval_limit": 0, "watch_lists": 0, "temperature": 0, "group": 1, "teacher_top_k": 0, "updates_per_rollout": 1,
-    "reward_alpha": 0, "estimator_draws": 1, "kl_weight": 0, "clip_high": 0, "refills": 0, "least_entropy": 0,
+    "answer_weight": 0, "end_weight": 0, "choice_weight": 0, "decode_steps": 0, "max_new_tokens": 1,
+    "eval_batch_size": 1, "eval_limit": 0, "watch_lists": 0, "temperature": 0, "group": 1, "teacher_top_k": 0,
+    "updates_per_rollout": 1, "reward_alpha": 0, "estimator_draws": 1, "kl_weight": 0, "clip_high": 0, "refills": 0,
+    "least_entropy": 0,
   },
   above_zero=("rollout_temperature", "rollout_threshold", "spg_beta"),
-  shares=("jsd_beta", "clip_low", "spg_mix", "least_valid"),
+  shares=("jsd_beta", "clip_low", "spg_mix", "least_valid", "suffix_fraction"),
 )  # fmt: skip
 
 
@@ -90,8 +91,10 @@ def check_config(config: Config) -> None:
     raise ValueError("config.alignment must be 'shifted' for an autoregressive model: logit i - 1 predicts token i")
   if config.complementary and (config.process, config.schedule) != ("exact_count", "linear"):
     raise ValueError("config.complementary draws counts: config.process must be 'exact_count', its schedule 'linear'")
+  if config.complementary and config.suffix_fraction:
+    raise ValueError("config.complementary needs masks at random places: config.suffix_fraction must be 0")
   make_policy(config.policy, config.threshold)
-  make_process(config.process, config.schedule)
+  make_process(config.process, config.schedule, suffix_fraction=config.suffix_fraction)
   if min(config.mixture.values()) < 0 or sum(config.mixture.values()) <= 0:
     raise ValueError(f"config.mixture holds shares of at least 0, one of them above 0, not {config.mixture.to_dict()}")
   if config.mixture.text and not config.text_files and config.stage == MID_TRAINING:

@@ -31,7 +31,7 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.parallel.distributed import check_shared, in_turn
 from diffgr_jax.parallel.rules import frozen_rules
 from diffgr_jax.rerank import retrievers
-from diffgr_jax.rerank.answer import answer_form
+from diffgr_jax.rerank.answer import AnswerForm, answer_form
 from diffgr_jax.rerank.candidates import ListOptions, Lists, make_lists
 from diffgr_jax.rerank.chat import message_text
 from diffgr_jax.rerank.prompt import COMPACT, FULL, PromptOptions, render
@@ -45,7 +45,7 @@ from diffgr_jax.stages.opd import OpdStage
 from diffgr_jax.stages.policy import Policy
 from diffgr_jax.stages.replay import REPLAY
 from diffgr_jax.stages.rl import RlStage
-from diffgr_jax.stages.sft import SftStage
+from diffgr_jax.stages.sft import SftStage, TokenWeights
 from diffgr_jax.training.document_vectors import document_vectors
 from diffgr_jax.training.fields import Config, set_fields
 from diffgr_jax.training.options import lora_fields, transformer_config
@@ -136,11 +136,13 @@ class RerankRun:
   def stage(self) -> RerankStage:
     config = self.config
     model = dataclasses.replace(self.model, attention=config.attention, rules=frozen_rules(config.rules))
-    return make_stage(config, model, self.vocab.size)
+    return make_stage(config, model, self.vocab.size, answer_form(self.vocab, self.prompts.template))
 
 
-def make_stage(config: Config, model: TransformerConfig, valid_size: int) -> RerankStage:
-  """The stage that a config names, on a model."""
+def make_stage(
+  config: Config, model: TransformerConfig, valid_size: int, form: AnswerForm | None = None
+) -> RerankStage:
+  """The stage that a config names, on a model; `form` tells the tokens that `config.choice_weight` is of."""
   never = (*_NEVER_WRITTEN, *range(valid_size, model.vocab_size))
   if config.stage == OPD:
     policy = writing_policy(config, model)
@@ -148,16 +150,20 @@ def make_stage(config: Config, model: TransformerConfig, valid_size: int) -> Rer
   if config.stage == RL:
     policy = writing_policy(config, model)
     return RlStage(policy, never, config.clip_low, config.clip_high, config.aggregate, config.kl_weight)
-  weights = (float(config.reasoning_weight), float(config.answer_weight), float(config.end_weight))
+  weights = TokenWeights(
+    *(float(config[f"{name}_weight"]) for name in ("reasoning", "answer", "end", "choice")),
+    labels=form.labels if form else (),
+    first_codes=(form.first_code, form.first_code + form.level_codes) if form else (0, 0),
+  )
   if config.stage not in (CONVERT, CFT):
     return SftStage(model, valid_size, weights, config.ce_chunk)
   return CftStage(
     model=model,
-    process=make_process(config.process, config.schedule),
+    process=make_process(config.process, config.schedule, suffix_fraction=config.suffix_fraction),
     block_size=config.block_size,
     mask_id=Vocabulary.mask_id,
     valid_size=valid_size,
-    part_weights=weights,
+    weights=weights,
     antithetic=config.antithetic,
     complementary=config.complementary,
     whole_stream=config.whole_stream,

@@ -158,6 +158,32 @@ def test_all_masked_and_its_mixture():
   assert abs(share - 0.25) < 0.04
 
 
+def test_suffixes_have_no_gap_and_the_counts_of_exact_count():
+  x0, target = canvas(MANY, LENGTH), some_targets(MANY, LENGTH)
+  process = corruption.make_process("exact_count", suffix_fraction=1.0)
+  t = corruption.sample_times(jax.random.key(1), MANY)
+  how = dict(mask_id=MASK, target=target)
+  drawn, other = (
+    one.corrupt(jax.random.key(2), x0, t, **how) for one in (process, corruption.make_process("exact_count"))
+  )
+  np.testing.assert_array_equal(drawn.corrupted.sum(1), other.corrupted.sum(1))
+  np.testing.assert_array_equal(drawn.weight, other.weight)
+  np.testing.assert_array_equal(drawn.x_t == MASK, drawn.corrupted)
+  for masks, own in zip(np.asarray(drawn.corrupted), np.asarray(target), strict=True):
+    count = masks.sum()
+    assert not (masks & ~own).any()
+    assert (np.flatnonzero(masks) == np.flatnonzero(own)[own.sum() - count :]).all()
+
+
+def test_so_many_rows_of_a_mixture_are_suffixes():
+  x0, target = canvas(MANY, 3 * LENGTH), jnp.ones((MANY, 3 * LENGTH), bool)
+  process = corruption.make_process("exact_count", suffix_fraction=0.3)
+  half = process.corrupt(jax.random.key(0), x0, jnp.full(MANY, 0.5), mask_id=MASK, target=target)
+  ends = np.asarray(half.corrupted)[:, 3 * LENGTH // 2 :].all(1)
+  assert abs(ends.mean() - 0.3) < 0.03  # of the others, one in 924
+  assert not process.is_bound
+
+
 def test_uniform_weight_masks_like_random_time_with_weight_one():
   x0, target = canvas(FEW, LENGTH), some_targets(FEW, LENGTH)
   plain, uniform = (
@@ -184,6 +210,7 @@ def test_only_the_bounds_call_themselves_one():
     (("exact_count", "cosine"), "process 'exact_count' has no schedule"),
     (("random_time", "linear", 1.5), "all_masked_fraction"),
     (("random_time", "linear", -0.1), "all_masked_fraction"),
+    (("random_time", "linear", 0.0, 1.5), "suffix_fraction"),
   ],
 )
 def test_bad_names_get_one_clear_line(arguments, message):

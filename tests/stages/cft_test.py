@@ -12,11 +12,12 @@ from diffgr_jax.diffusion.corruption import ExactCount
 from diffgr_jax.models.attention import padded_layout
 from diffgr_jax.models.transformer import bind, init_params
 from diffgr_jax.stages.cft import CftStage
+from diffgr_jax.stages.sft import TokenWeights
 from tests.stages.small import CAUSAL, messages, packed
 
 SIZE, MASK = 4, 4
 MODEL = dataclasses.replace(CAUSAL, pattern="block_causal")
-STAGE = CftStage(MODEL, ExactCount(), SIZE, MASK, valid_size=40, part_weights=(0.5, 2.0, 1.0))
+STAGE = CftStage(MODEL, ExactCount(), SIZE, MASK, valid_size=40, weights=TokenWeights(0.5, 2.0, 1.0))
 
 
 def batch_of(rows=4, seed=0):

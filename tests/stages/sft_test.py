@@ -9,12 +9,12 @@ import pytest
 
 from diffgr_jax.models.attention import padded_layout
 from diffgr_jax.models.transformer import bind, init_params
-from diffgr_jax.stages.sft import SftStage
+from diffgr_jax.stages.sft import SftStage, TokenWeights, target_weights
 from tests.stages.small import CAUSAL as MODEL
 from tests.stages.small import messages, packed
 
 WEIGHTS = (0.5, 2.0, 1.0)
-STAGE = SftStage(MODEL, valid_size=40, part_weights=WEIGHTS)
+STAGE = SftStage(MODEL, valid_size=40, weights=TokenWeights(*WEIGHTS))
 
 
 def own_messages(batch):
@@ -63,3 +63,16 @@ def test_parts_of_a_batch_add_up_and_chunks_change_nothing():
   )
   chunked = dataclasses.replace(STAGE, ce_chunk=16)
   assert float(chunked.loss(params, prepared, {}, count, 4)[0]) == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_a_choice_is_a_label_before_an_id_in_a_reasoning():
+  weights = TokenWeights(0.5, 2.0, 1.0, choice=10.0, labels=(6, 7), first_codes=(20, 24))
+  tokens = [[6, 20, 6, 21, 7, 24, 9, 22, 7, 23, 6, 20, 7, 2]]
+  part = [[0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3]]
+  at = [[2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, -1, -1]]
+  batch = {name: jnp.asarray(rows) for name, rows in {"tokens": tokens, "part": part, "target_at": at}.items()}
+  # 7 before 24 is no choice (24 is no first code), nor is 9 before 22, nor what stands in the answer.
+  expected = [5.0, 0.5, 0.5, 0.5, 0.5, 0.5, 5.0, 0.5, 2.0, 2.0, 2.0, 1.0, 0.0, 0.0]
+  np.testing.assert_array_equal(target_weights(batch, weights)[0], expected)
+  even = dataclasses.replace(weights, choice=1.0)
+  np.testing.assert_array_equal(target_weights(batch, even)[0, :8], [0.5] * 8)

@@ -23,6 +23,7 @@ from tests.training.tiny_rerank import tiny
     ("sft", {"held_out_users": "/no/such"}, "config.held_out_users is a file that exists"),
     ("cft", {"row_length": 100}, r"config.row_length \(100\) must be a multiple of config.block_size \(8\)"),
     ("cft", {"start": "random", "start_from": "", "traces": "template"}, "config.start must be 'run'"),
+    ("cft", {"complementary": True, "suffix_fraction": 0.5}, "config.suffix_fraction must be 0"),
     ("cft", {"complementary": True, "process": "random_time"}, "config.process must be 'exact_count'"),
     ("cft", {"attention": "splash"}, "config.attention 'splash' needs config.whole_stream"),
     ("cft", {"threshold": 1.5}, "Threshold.tau is 1.5"),
