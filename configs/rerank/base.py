@@ -113,7 +113,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   # Rollouts (stages opd and rl); their rows are rollouts, `group` of each list.
   config.group = 4
   config.rollout_temperature = 1.0
-  config.rollout_threshold = 0.9  # block: `threshold`, while training
+  config.rollout_threshold = 0.9  # block: `threshold` of the policy, while training
   config.updates_per_rollout = 1  # optimizer steps on what was written with the same weights
   config.rollout_ahead = False  # writes the next round while this one is learned from: weights are a round older
   config.least_valid = 0.0  # the run ends where fewer rollouts are valid,
@@ -175,7 +175,8 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   # Decoding and evaluation.
   config.decoder = "auto"  # autoregressive | block | auto: what the stage trains
   config.max_new_tokens = 288
-  config.policy = "threshold"  # block: which MASKs are committed (docs/decoding.md)
+  # block: which MASKs are committed (docs/decoding.md). A small student is valid where it leaves no gaps.
+  config.policy = "threshold" if size == "8b" else "prefix"
   config.threshold = 0.9
   config.decode_steps = 0  # block: passes a block, at most; 0: one a position
   config.temperature = 0.0  # 0: the most likely token

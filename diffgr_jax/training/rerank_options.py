@@ -123,6 +123,7 @@ def _check_rollouts(config: Config) -> None:
     raise ValueError(
       f"config.row_length ({config.row_length}) leaves no room for a prompt beside {config.max_new_tokens} new tokens"
     )
+  make_policy(config.policy, config.rollout_threshold)
   if config.checkpoint_every % config.updates_per_rollout:
     raise ValueError(
       f"config.checkpoint_every ({config.checkpoint_every}) must be a multiple of config.updates_per_rollout"

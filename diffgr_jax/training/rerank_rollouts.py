@@ -26,7 +26,7 @@ from diffgr_jax.data.pipeline import row_batches
 from diffgr_jax.decoding.autoregressive import decode_autoregressive, pad_prompts
 from diffgr_jax.decoding.block import decode_blocks
 from diffgr_jax.decoding.block_state import BlockOptions
-from diffgr_jax.decoding.policies import Threshold
+from diffgr_jax.decoding.policies import make_policy
 from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.decoding.trajectory import autoregressive_trajectories, block_trajectories, generated
 from diffgr_jax.evaluation.rerank_answers import list_prompts
@@ -229,7 +229,7 @@ def roll_out(
   )
   if policy.in_blocks:
     size = policy.block_size
-    options = BlockOptions(size, Threshold(config.rollout_threshold), vocab.mask_id, judge="filtered")
+    options = BlockOptions(size, make_policy(config.policy, config.rollout_threshold), vocab.mask_id, judge="filtered")
     shape: dict[str, Any] = dict(
       context=width, blocks=(config.row_length - width) // size, steps=config.decode_steps or None
     )

@@ -22,6 +22,7 @@ MODEL = TransformerConfig(
 STAGE = DocIdStage(
   CanvasDenoiser(MODEL, pad_id=0), make_process("exact_count"), mask_id=4, valid_size=30, document_weight=0.3
 )
+HALF = dataclasses.replace(MODEL, compute_dtype="bfloat16")
 ADAMW, MUON = (
   make_optimizer(
     learning_rate_schedule(1e-2, warmup_steps=1, steps=10), b1=0.9, b2=0.98, weight_decay=0.01, clip_norm=1.0, name=name
@@ -77,6 +78,23 @@ def test_accumulated_gradients_are_the_whole_batch(unsharded):
   (_, one_losses), optimizer = unsharded
   _, losses = train(make_mesh({"data": 2}, jax.devices()[:2]), microbatches=4, optimizer=optimizer)
   np.testing.assert_allclose(losses, one_losses, rtol=2e-5)
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"replica": 2, "fsdp": 2, "tensor": 2}])
+def test_eight_devices_in_bfloat16_keep_float32_masters(sizes):
+  how = dict(stage=dataclasses.replace(STAGE, denoiser=CanvasDenoiser(HALF, pad_id=0)))
+  one, one_losses = train(make_mesh({"data": 1}, jax.devices()[:1]), **how)
+  many, losses = train(make_mesh(sizes), **how)
+  _, exact = train(make_mesh({"data": 1}, jax.devices()[:1]))
+  assert losses != exact  # half precision is what was computed
+  np.testing.assert_allclose(losses, one_losses, rtol=5e-3)
+  np.testing.assert_allclose(losses, exact, rtol=2e-2)
+  for state in (one, many):
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.opt_state)} <= {"float32", "int32"}
+    # Masters hold what bfloat16 would round away.
+    kernel = np.asarray(state.params["blocks"]["mlp"]["up"]["kernel"])
+    assert (kernel != np.asarray(kernel.astype(jnp.bfloat16), np.float32)).mean() > 0.9
 
 
 def test_parameters_and_moments_are_created_sharded():
