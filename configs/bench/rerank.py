@@ -21,6 +21,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.split = "test"  # whose lists are decoded; thresholds are chosen on valid
   config.lists = 128  # so many of them; 0: all
   config.batch_sizes = (1, 8)
+  config.policies = ("prefix", "threshold")  # those with a threshold (docs/decoding.md)
   config.thresholds = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
   config.block_sizes = ()  # decoded with other blocks than trained with, too; (): the student's own
   config.rounds = 3  # of all cases in turn

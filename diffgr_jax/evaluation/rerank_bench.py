@@ -10,6 +10,7 @@ this machine allow at the tokens a forward that were achieved (evaluation/machin
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def check_rerank_bench(config: Any) -> None:
   for tau in config.thresholds:
     if not 0.0 < tau <= 1.0:
       raise ValueError(f"config.thresholds holds probabilities in (0, 1], not {tau}")
-  for name in ("batch_sizes", "thresholds", "students"):
+  if strange := [name for name in config.policies if name not in ("prefix", "threshold", "dynamic")]:
+    raise ValueError(
+      f"config.policies holds prefix, threshold or dynamic, which commit above a threshold, not {strange[0]!r}"
+    )
+  for name in ("batch_sizes", "policies", "thresholds", "students"):
     if not config[name]:
       raise ValueError(f"config.{name} is empty: there is nothing to measure")
   if min(config.batch_sizes) < 1 or config.rounds < 1 or config.lists < 0:
@@ -106,10 +111,10 @@ def _cases(config: Any) -> list[RerankCase]:
     for folder, params in students:
       own = open_rerank(Path(folder)).config.block_size
       for size in dict.fromkeys((own, *config.block_sizes)):
-        for tau in config.thresholds:
+        for policy, tau in itertools.product(config.policies, config.thresholds):
           run = open_rerank(Path(folder))
-          run.set_decoding([f"block_size={size}", "policy=threshold", f"threshold={tau}"])
-          cases.append(RerankCase(f"block {size}, threshold {tau}", rows, run, params, size))
+          run.set_decoding([f"block_size={size}", f"policy={policy}", f"threshold={tau}"])
+          cases.append(RerankCase(f"block {size}, {policy} {tau}", rows, run, params, size))
   return cases
 
 

@@ -94,7 +94,8 @@ def _made(run: RerankRun) -> Iterator[Example]:
     outcomes = list(_outcomes(run))
     counts = count_outcomes(outcomes)
     print("traces: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()), flush=True)
-    kept = [outcome for outcome in outcomes if outcome.trace is not None]
+    kept = agreeing_at_most(outcomes, run.config.trace_agreeing, run.config.seed)
+    print(f"{len(kept)} traces to learn from", flush=True)
     write_traces(run.workdir / TRACES_FILE, kept, run.shop)
     messages = [
       render(outcome.task, run.shop, run.prompts, outcome.trace.reasoning, outcome.trace.ranking)
@@ -123,6 +124,22 @@ def _outcomes(run: RerankRun) -> Iterator[Outcome]:
   if config.trace_scores == "trees":
     score = tree_scores(fitted_trees(run), tasks)
   yield from TemplateTraces(run.shop, run.prompts, rules, score, config.seed, config.trace_moved).traces(tasks)
+
+
+def agreeing_at_most(outcomes: Sequence[Outcome], share: float, seed: int) -> list[Outcome]:
+  """The kept traces, of which at most a share agrees with the retriever on the first place; the surplus is drawn out.
+
+  A trace is kept where it is right, and that is easiest where the retriever is right already: of the made-up shop's
+  lists its first candidate is taken in three of ten, of the kept traces it stands first in seven.
+  """
+  kept = [outcome for outcome in outcomes if outcome.trace is not None]
+  agrees = [one.trace is not None and one.trace.ranking[0] == one.task.candidates[0] for one in kept]
+  others = len(kept) - sum(agrees)
+  most = len(kept) if share == 1.0 else round(share / (1.0 - share) * others)
+  places = np.flatnonzero(agrees)
+  surplus = np.random.default_rng(seed).permutation(places)[most:]
+  dropped = set(surplus.tolist())
+  return [one for place, one in enumerate(kept) if place not in dropped]
 
 
 def tree_scores(trees: Trees, tasks: Sequence[RankingTask]) -> Callable[[RankingTask], Sequence[float]]:

@@ -55,7 +55,7 @@ _RULES = FieldRules(
     "least_entropy": 0,
   },
   above_zero=("rollout_temperature", "rollout_threshold", "spg_beta"),
-  shares=("jsd_beta", "clip_low", "spg_mix", "least_valid", "suffix_fraction"),
+  shares=("jsd_beta", "clip_low", "spg_mix", "least_valid", "suffix_fraction", "trace_agreeing"),
 )  # fmt: skip
 
 

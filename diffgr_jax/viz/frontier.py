@@ -15,7 +15,7 @@ def draw_frontier(figures: Mapping[int, Mapping[str, Mapping[str, float]]], path
   """Draws a column for each batch size and a row for each of R@1, NDCG@3 and validity.
 
   Args:
-    figures: rows of a batch -> label (`AR`, or `block SIZE, threshold TAU`) -> figures.
+    figures: rows of a batch -> label (`AR`, or `block SIZE, POLICY TAU`) -> figures.
     path: of the PNG.
     title: above the panels.
   """
@@ -46,7 +46,7 @@ def _panel(panel, figures: Mapping[str, Mapping[str, float]], measure: str) -> N
     if label == "AR":
       panel.scatter(own["tokens/s"], own[measure], marker="*", s=160, color="black", zorder=3, label="AR teacher")
     else:
-      name, _, threshold = label.partition(", threshold ")
+      name, _, threshold = label.rpartition(" ")
       blocks.setdefault(name, []).append((threshold, own))
   for name, points in blocks.items():
     points.sort(key=lambda point: point[1]["tokens/s"])

@@ -1,5 +1,6 @@
 """The frontier: every case on the same lists, a record, a table and a picture; bad fields are named."""
 
+import itertools
 import json
 
 import pytest
@@ -21,7 +22,8 @@ def test_the_frontier_of_a_teacher_and_its_conversion(rerank_runs, tmp_path):
   assert json.loads((tmp_path / "results.json").read_text())["metrics"] == record["metrics"]
   for rows in (1, 4):
     figures = record["metrics"][f"test, batch {rows}"]
-    blocks = [f"block {size}, threshold {tau}" for size in (8, 1) for tau in (0.5, 1.0)]
+    cases = itertools.product((8, 1), ("prefix", "threshold"), (0.5, 1.0))
+    blocks = [f"block {size}, {policy} {tau}" for size, policy, tau in cases]
     assert list(figures) == ["AR", *blocks]
     assert figures["AR"]["tokens a forward"] == 1
     for label in blocks:
@@ -29,7 +31,7 @@ def test_the_frontier_of_a_teacher_and_its_conversion(rerank_runs, tmp_path):
       assert figures[label]["tokens a forward"] >= 1
     # Blocks of one are the teacher itself: the same tokens, so the same quality.
     for name in ("R@1", "NDCG@3", "valid", "tokens"):
-      assert figures["block 1, threshold 1.0"][name] == figures["AR"][name]
+      assert figures["block 1, prefix 1.0"][name] == figures["AR"][name]
   assert "| AR" in (tmp_path / "table.md").read_text()
   assert (tmp_path / "frontier.png").stat().st_size > 10_000
 
@@ -38,6 +40,7 @@ def test_the_frontier_of_a_teacher_and_its_conversion(rerank_runs, tmp_path):
   "fields, message",
   [
     ({"thresholds": (1.2,)}, r"config.thresholds holds probabilities in \(0, 1\], not 1.2"),
+    ({"policies": ("random",)}, "config.policies holds prefix, threshold or dynamic"),
     ({"thresholds": ()}, "config.thresholds is empty"),
     ({"batch_sizes": (0,)}, "numbers of at least 1"),
     ({"split": "train"}, "config.split is valid or test, not 'train'"),

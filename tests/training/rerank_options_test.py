@@ -26,7 +26,7 @@ from tests.training.tiny_rerank import tiny
     ("cft", {"complementary": True, "suffix_fraction": 0.5}, "config.suffix_fraction must be 0"),
     ("cft", {"complementary": True, "process": "random_time"}, "config.process must be 'exact_count'"),
     ("cft", {"attention": "splash"}, "config.attention 'splash' needs config.whole_stream"),
-    ("cft", {"threshold": 1.5}, "Threshold.tau is 1.5"),
+    ("cft", {"threshold": 1.5}, "Prefix.tau is 1.5"),
     ("mid_training", {"mixture": {"text": 0.5}}, "config.text_files must name text files"),
   ],
 )
