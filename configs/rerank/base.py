@@ -70,7 +70,8 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.examples = ""  # workdirs joined by +, whose examples are learned in place of any that would be made
   config.trace_scores = "trees"  # what a template ranks by: trees (boosted, on the evidence as worded) | evidence
   config.trace_moved = 3 if size in ("tiny", "small") else 0  # a template's ranking moves so many up; 0: by score
-  config.trace_agreeing = 1.0  # share of the traces that leave the retriever's first candidate first, at most
+  # Share of the traces that leave the retriever's first candidate first, at most.
+  config.trace_agreeing = 0.4 if size in ("small", "base") else 1.0
   config.least_reasoning = 100  # tokens
   # mid_training: shares of its examples (training/rerank_examples.py); text needs text_files.
   config.mixture = ml_collections.ConfigDict({"next_item": 0.1, "caption": 0.05, "lists": 0.85, "text": 0.0})
@@ -102,7 +103,8 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.reasoning_weight = 1.0
   config.answer_weight = 1.0
   config.end_weight = 1.0
-  config.choice_weight = 1.0  # of the labels by which a reasoning names candidates, times reasoning_weight
+  # Of the labels by which a reasoning names candidates, times reasoning_weight.
+  config.choice_weight = 10.0 if size in ("small", "base") else 1.0
   config.process = "exact_count"  # cft: random_time | exact_count (both the bound) | uniform_weight | all_masked
   config.schedule = "linear"  # linear | cosine
   config.suffix_fraction = 0.0  # cft: share of the blocks whose masks are their last targets
