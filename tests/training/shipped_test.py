@@ -15,8 +15,8 @@ def test_a_shipped_re_ranker_writes_what_its_run_writes(rerank_runs, tmp_path):
   own = dg.load(workdir)
   shipped = dg.load(own.decoding(policy="sequential").ship(tmp_path / "shipped"))
   assert shipped.step == own.step
-  assert (shipped.run.config.policy, own.run.config.policy) == ("sequential", "threshold")
-  shipped = shipped.decoding(policy="threshold")
+  assert (shipped.run.config.policy, own.run.config.policy) == ("sequential", "prefix")
+  shipped = shipped.decoding(policy="prefix")
   rounded = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)), own.params)
   jax.tree.map(np.testing.assert_array_equal, shipped.params, rounded)
   tasks = own.lists("test")[:2]
