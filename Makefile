@@ -25,7 +25,7 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 notebooks: $(VENV)/.dev  ## colabs/*.ipynb from their scripts
-	$(VENV)/bin/jupytext --quiet --to ipynb colabs/[0-9]*.py
+	$(VENV)/bin/jupytext --quiet --update --to ipynb colabs/[0-9]*.py
 
 pages: $(VENV)/.dev  ## the documents that are generated
 	$(RUN) docs/make_configs.py

@@ -54,7 +54,8 @@ def training_examples(run: RerankRun) -> list[Example]:
       else:
         examples = list(_made(run))
       if not examples:
-        raise ValueError(f"no example to learn from: config.traces is {run.config.traces!r}")
+        made = f"config.traces is {run.config.traces!r}, config.trace_agreeing {run.config.trace_agreeing}"
+        raise ValueError(f"no example to learn from: {made}")
       write_examples(file, examples)
   return read_examples(file)
 
