@@ -34,6 +34,7 @@ from diffgr_jax.training.rerank_run import RerankRun, open_rerank
 _END = (Segment("end", ""),)
 EXAMPLES_FILE, TRACES_FILE = "examples.npz", "traces.jsonl"
 _TEXT_PIECE = 1000  # characters
+_SHORT_MESSAGE = 50  # tokens: IDs make longer ones
 _WHOLE_LISTS = 0.5  # share of the lists to be written down that keep all their candidates
 
 
@@ -161,8 +162,9 @@ def _mid_training(run: RerankRun) -> Iterator[Message]:
   shares = {kind: config.mixture[kind] for kind, messages in kinds.items() if messages and config.mixture[kind]}
   if not shares:
     return
-  # The kind that has most for its share is used once; the others are repeated up to theirs.
-  whole = max(len(kinds[kind]) / share for kind, share in shares.items())
+  # The kind that has most for its share is used once, the others are repeated up to theirs: but no more than is read.
+  read = config.steps * config.batch_size * config.row_length / _SHORT_MESSAGE
+  whole = min(read, max(len(kinds[kind]) / share for kind, share in shares.items()))
   for kind, share in shares.items():
     own, wanted = kinds[kind], round(whole * share)
     for epoch in range(-(-wanted // len(own))):

@@ -65,6 +65,25 @@ def test_splash_is_the_reference(pattern, layout):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
 
 
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernel runs on a GPU")
+@pytest.mark.parametrize("pattern, layout", CASES)
+def test_flash_is_the_reference(pattern, layout):
+  """`JAX_PLATFORMS=cuda python -m pytest tests/models/kernels_test.py -k flash`; what pads a row sees nothing at all."""
+  arrays = qkv(layout.position.shape[1], jnp.bfloat16)
+  valid = (layout.segment > 0)[:, :, None, None]
+  model = dataclasses.replace(CONFIG, attention="flash", compute_dtype="bfloat16")
+
+  def both(mix, *arrays):
+    seen = lambda *arrays: jnp.where(valid, mix(*arrays).astype(jnp.float32), 0.0)
+    return seen(*arrays), jax.grad(lambda *arrays: (seen(*arrays) ** 2).sum(), argnums=(0, 1, 2))(*arrays)
+
+  found = both(jax.jit(attention_of(model, layout, pattern, BLOCK)), *arrays)
+  mask = attention_mask(pattern, layout, layout, BLOCK)
+  expected = both(lambda *arrays: attend(*arrays, mask), *(x.astype(jnp.float32) for x in arrays))
+  off = lambda a, b: np.linalg.norm(np.asarray(a, np.float32) - b) / np.linalg.norm(b)
+  assert max(jax.tree.leaves(jax.tree.map(off, found, expected))) < 2e-2
+
+
 @pytest.mark.parametrize("pattern", ["causal", "block_causal", "two_stream"])
 def test_the_rule_by_index_is_the_pattern(pattern):
   """Without packing and padding, where index and position are one: enumeration."""
