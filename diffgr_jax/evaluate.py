@@ -10,16 +10,19 @@ and corpus have the rows of the folder format (docs/data.md). --set changes how 
 --set=decodings=one_pass,topk,match,chain or --set=decode_steps=8; an unknown field is answered with all that there are.
 
 Of a re-ranking run: the lists of the run's users, of some of them (--users), or of other users of the same items
-(--interactions); --against=DIR compares with another run list by list (docs/reranking.md).
+(--interactions); --against=DIR compares with another run list by list, --permutations=optimal adds a row of rankings
+that cannot be invalid (docs/reranking.md).
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from diffgr_jax import cli
 from diffgr_jax.evaluation.report import evaluate_run, print_report
+from diffgr_jax.evaluation.rerank_permutations import PERMUTATIONS
 from diffgr_jax.evaluation.rerank_report import evaluate_rerank, print_rerank
 from diffgr_jax.training.averaging import answering_params
 from diffgr_jax.training.checkpoint import restore_params
@@ -42,6 +45,7 @@ _RERANK = [
   flags.DEFINE_string("users", None, "re-ranking: a file of users, one a line"),
   flags.DEFINE_string("interactions", None, "re-ranking: a folder of other users' interactions with the same items"),
   flags.DEFINE_string("against", None, "re-ranking: a folder of another run's rankings, for paired differences"),
+  flags.DEFINE_enum("permutations", None, PERMUTATIONS, "re-ranking: a row of rankings that cannot be invalid"),
   flags.DEFINE_bool("trees", True, "re-ranking: measure boosted trees on the same evidence too"),
 ]
 
@@ -68,17 +72,17 @@ def _docid(workdir: Path, out: Path):
   if codes and not (corpus and run.config.docid == CODES):
     raise ValueError("--docid_index goes with --corpus, for a run with config.docid codes")
   params, step = answering_params(run, _STEP.value)
-  how = dict(queries_file=queries, corpus_file=corpus, codes_file=codes)
+  how: dict[str, Any] = dict(queries_file=queries, corpus_file=corpus, codes_file=codes)
   return evaluate_run(run, params, step=step, out=out, **how), print_report
 
 
 def _rerank(workdir: Path, out: Path):
-  users, interactions, against, trees = (flag.value for flag in _RERANK)
+  users, interactions, against, permutations, trees = (flag.value for flag in _RERANK)
   run = open_rerank(workdir)
   run.set_decoding(_SET.value)
   check_config(run.config)
   params, step = restore_params(run.workdir, run.model, _STEP.value)
-  how = dict(users=users, interactions=interactions, against=against, trees=trees)
+  how: dict[str, Any] = dict(users=users, interactions=interactions, against=against, trees=trees, permutations=permutations or "")
   return evaluate_rerank(run, params, step=step, out=out, **how), print_rerank
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import Float
 import lightgbm
 import numpy as np
 
@@ -28,6 +29,7 @@ from diffgr_jax.evaluation.rerank import (
 )
 from diffgr_jax.evaluation.rerank_answers import Written, parse_answers, ranked, write_answers
 from diffgr_jax.evaluation.rerank_baselines import Trees, fit_trees
+from diffgr_jax.evaluation.rerank_permutations import permuted
 from diffgr_jax.evaluation.retrieval import paired_bootstrap, results_record, typed_command
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.rerank.answer import Answers, Verdict, count_repairs, count_verdicts
@@ -51,6 +53,7 @@ def evaluate_rerank(
   interactions: str | None = None,
   against: str | None = None,
   trees: bool = True,
+  permutations: str = "",
 ) -> dict[str, Any]:
   """Measures a checkpoint on the config's splits, and writes the record and the rankings.
 
@@ -63,6 +66,7 @@ def evaluate_rerank(
     interactions: a folder of interactions with the run's items, whose users are measured instead of the run's own.
     against: the workdir (or folder) of another run's rankings, to be compared list by list.
     trees: whether boosted trees are measured too (fitted once a workdir).
+    permutations: adds a row of rankings that cannot be invalid (rerank_permutations.py); "": none.
 
   Raises:
     ValueError: a user who is not in the shop, or is held out; items that the run's shop does not have; no lists.
@@ -80,7 +84,11 @@ def evaluate_rerank(
       raise ValueError(f"there is no list to measure on {split}: no target is among its candidates")
     written = write_answers(own, params, tasks)
     answers = parse_answers(own, written, tasks)
-    metrics[split] = _figures(own, tasks, written, answers, fitted, law_of(run) if own is run else None)
+    systems = _systems(own, tasks, answers, fitted, law_of(run) if own is run else None)
+    if permutations:
+      rankings = permuted(own, params, tasks, written, answers, permutations)
+      systems[f"{model_name(own)}, {permutations} permutation"] = ranking_metrics(rankings, tasks)
+    metrics[split] = _figures(own, systems, written, answers)
     counts[split] = {"asked": lists.asked, "found": lists.found, "measured": len(tasks)}
     rows = ranked(answers, tasks, own.config.invalid)
     _write_rankings(out.parent / f"rankings.{split}.jsonl", own.shop, tasks, rows, answers)
@@ -146,16 +154,11 @@ def model_name(run: RerankRun) -> str:
   return f"block {config.block_size}, {how}" + (f", {config.decode_steps} steps" if config.decode_steps else "")
 
 
-def _figures(
-  run: RerankRun,
-  tasks: Sequence[RankingTask],
-  written: Written,
-  answers: Answers,
-  trees: Trees | None,
-  law: Law | None,
-) -> dict[str, dict[str, float]]:
-  """The figures of every system on a split's lists."""
-  name, other = model_name(run), {"input_order": "repair", "repair": "input_order"}[run.config.invalid]
+def _systems(
+  run: RerankRun, tasks: Sequence[RankingTask], answers: Answers, trees: Trees | None, law: Law | None
+) -> dict[str, dict[str, Float[np.ndarray, "Q"]]]:
+  """Every system's metrics, list by list."""
+  name, other = model_name(run), _other_way(run)
   systems = {RETRIEVER: ranking_metrics(retriever_order(tasks), tasks)}
   if trees is not None:
     systems[TREES] = ranking_metrics(trees.rank(tasks), tasks)
@@ -163,8 +166,21 @@ def _figures(
   systems[f"{name}, {other}"] = ranking_metrics(ranked(answers, tasks, other), tasks)
   if law is not None:
     systems[BEST] = best_possible(law.posteriors(tasks))
+  return systems
+
+
+def _other_way(run: RerankRun) -> str:
+  """What else may become of invalid answers."""
+  return {"input_order": "repair", "repair": "input_order"}[run.config.invalid]
+
+
+def _figures(
+  run: RerankRun, systems: Mapping[str, Mapping[str, Float[np.ndarray, "Q"]]], written: Written, answers: Answers
+) -> dict[str, dict[str, float]]:
+  """The figures of every system on a split's lists, and of the model's answers."""
+  name, other = model_name(run), _other_way(run)
   figures = compare(systems, RETRIEVER)
-  if law is not None:
+  if BEST in figures:
     figures[name]["R@1 of the best"] = figures[name]["R@1"] / figures[BEST]["R@1"]
   figures[name] |= answer_figures(written, answers)
   figures[f"{name}, repair" if other == "repair" else name] |= {

@@ -68,7 +68,7 @@ def test_splash_is_the_reference(pattern, layout):
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernel runs on a GPU")
 @pytest.mark.parametrize("pattern, layout", CASES)
 def test_flash_is_the_reference(pattern, layout):
-  """`JAX_PLATFORMS=cuda python -m pytest tests/models/kernels_test.py -k flash`; what pads a row sees nothing at all."""
+  """`JAX_PLATFORMS=cuda python -m pytest tests/models/kernels_test.py -k flash`, on any NVIDIA GPU from Ampere on."""
   arrays = qkv(layout.position.shape[1], jnp.bfloat16)
   valid = (layout.segment > 0)[:, :, None, None]
   model = dataclasses.replace(CONFIG, attention="flash", compute_dtype="bfloat16")
