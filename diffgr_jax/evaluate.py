@@ -82,7 +82,9 @@ def _rerank(workdir: Path, out: Path):
   run.set_decoding(_SET.value)
   check_config(run.config)
   params, step = restore_params(run.workdir, run.model, _STEP.value)
-  how: dict[str, Any] = dict(users=users, interactions=interactions, against=against, trees=trees, permutations=permutations or "")
+  how: dict[str, Any] = dict(
+    users=users, interactions=interactions, against=against, trees=trees, permutations=permutations or ""
+  )
   return evaluate_rerank(run, params, step=step, out=out, **how), print_rerank
 
 

@@ -14,7 +14,6 @@ import os
 from typing import Any
 
 from jaxtyping import Float
-import lightgbm
 import numpy as np
 
 from diffgr_jax.evaluation.rerank import order_by_scores, ranking_metrics
@@ -43,7 +42,7 @@ _CHOSEN_BY = "NDCG@3"
 class Trees:
   """Fitted trees, how they were chosen, and what each setting reached on valid."""
 
-  booster: lightgbm.Booster
+  booster: Any  # lightgbm.Booster
   settings: dict[str, Any]
   tried: list[dict[str, Any]]
   worded: bool = False
@@ -88,12 +87,12 @@ def fit_trees(
   reached, tried = -1.0, []
   for values in itertools.product(*grid.values()):
     own = dict(zip(grid, values, strict=True))
-    booster = lightgbm.train(
+    booster = _lightgbm().train(
       _parameters(seed) | own,
       learned,
       num_boost_round=_ROUNDS,
       valid_sets=[chosen],
-      callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)],
+      callbacks=[_lightgbm().early_stopping(_PATIENCE, verbose=False)],
     )
     trees = Trees(booster, own | {"trees": booster.best_iteration}, tried, worded)
     figure = float(ranking_metrics(trees.rank(valid), valid)[_CHOSEN_BY].mean())
@@ -102,6 +101,32 @@ def fit_trees(
       best, reached = trees, figure
   assert best is not None
   return best
+
+
+def read_trees(kept: dict[str, Any]) -> Trees:
+  """What `kept_trees` made of worded trees."""
+  booster = _lightgbm().Booster(model_str=kept["model"])
+  return Trees(booster, kept["settings"], kept["tried"], worded=True)
+
+
+def kept_trees(trees: Trees) -> dict[str, Any]:
+  """Trees as JSON holds them."""
+  return {"settings": trees.settings, "tried": trees.tried, "model": trees.booster.model_to_string()}
+
+
+def _lightgbm() -> Any:
+  """The library, loaded where trees are asked for and not before: it needs OpenMP's runtime, which bare machines lack.
+
+  Raises:
+    RuntimeError: it cannot be loaded; says what to install.
+  """
+  try:
+    import lightgbm
+  except OSError as error:
+    raise RuntimeError(
+      f"LightGBM, for boosted trees, cannot be loaded ({error}): install libgomp (apt-get install libgomp1)"
+    ) from error
+  return lightgbm
 
 
 def features_of(task: RankingTask, worded: bool = False) -> Float[np.ndarray, "K F"]:
@@ -131,15 +156,13 @@ def features_of(task: RankingTask, worded: bool = False) -> Float[np.ndarray, "K
   return np.concatenate([features, relative.max(axis=0) - relative], axis=1)
 
 
-def _dataset(
-  tasks: Sequence[RankingTask], seed: int, worded: bool, reference: lightgbm.Dataset | None = None
-) -> lightgbm.Dataset:
+def _dataset(tasks: Sequence[RankingTask], seed: int, worded: bool, reference: Any = None) -> Any:
   features = np.concatenate([features_of(task, worded) for task in tasks])
   taken = np.concatenate([np.array(task.candidates) == task.target for task in tasks]).astype(np.int32)
   names = [*FEATURES, *(f"{name} below the best" for name in _RELATIVE)]
   sizes = [len(task.candidates) for task in tasks]
   columns = [name.replace(" ", "_") for name in names]
-  return lightgbm.Dataset(
+  return _lightgbm().Dataset(
     features, taken, reference, group=sizes, feature_name=columns, params=_parameters(seed), free_raw_data=False
   )
 

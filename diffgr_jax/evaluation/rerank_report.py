@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 from jaxtyping import Float
-import lightgbm
 import numpy as np
 
 from diffgr_jax.data.interactions.shop import MADE_UP, load_shop, read_users
@@ -28,7 +27,7 @@ from diffgr_jax.evaluation.rerank import (
   retriever_order,
 )
 from diffgr_jax.evaluation.rerank_answers import Written, parse_answers, ranked, write_answers
-from diffgr_jax.evaluation.rerank_baselines import Trees, fit_trees
+from diffgr_jax.evaluation.rerank_baselines import Trees, fit_trees, kept_trees, read_trees
 from diffgr_jax.evaluation.rerank_permutations import permuted
 from diffgr_jax.evaluation.retrieval import paired_bootstrap, results_record, typed_command
 from diffgr_jax.models.transformer import Params
@@ -223,12 +222,10 @@ def fitted_trees(run: RerankRun) -> Trees:
     first = Path(run.config.start_from) / TREES_FILE
     file = first if first.exists() else file
   if file.exists():
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    return Trees(lightgbm.Booster(model_str=kept["model"]), kept["settings"], kept["tried"], worded=True)
+    return read_trees(json.loads(file.read_text(encoding="utf-8")))
   trees = fit_trees(run.lists("train").tasks, run.lists("valid").tasks, run.config.list_seed, worded=True)
-  kept = {"settings": trees.settings, "tried": trees.tried, "model": trees.booster.model_to_string()}
   partial = file.with_name(file.name + ".partial")
-  partial.write_text(json.dumps(kept), encoding="utf-8")
+  partial.write_text(json.dumps(kept_trees(trees)), encoding="utf-8")
   partial.replace(file)
   return trees
 

@@ -1,10 +1,12 @@
 """Boosted trees: what they are shown, that they learn a rule from it, and that they are chosen on valid alone."""
 
+import builtins
+
 import numpy as np
 import pytest
 
 from diffgr_jax.evaluation.rerank import ranking_metrics
-from diffgr_jax.evaluation.rerank_baselines import FEATURES, features_of, fit_trees
+from diffgr_jax.evaluation.rerank_baselines import FEATURES, features_of, fit_trees, read_trees
 from diffgr_jax.rerank.records import Evidence, RankingTask
 from diffgr_jax.rerank.wording import evidence_words
 
@@ -107,3 +109,15 @@ def test_trees_learn_and_are_the_same_again():
 def test_trees_need_lists():
   with pytest.raises(ValueError, match="not 0 and 1"):
     fit_trees([], lists(np.random.default_rng(), 1))
+
+
+def test_a_machine_without_openmp_is_told_what_to_install(monkeypatch):
+  def without(name, *how):
+    if name == "lightgbm":
+      raise OSError("libgomp.so.1: cannot open shared object file: No such file or directory")
+    return known(name, *how)
+
+  known = builtins.__import__
+  monkeypatch.setattr(builtins, "__import__", without)
+  with pytest.raises(RuntimeError, match=r"boosted trees, cannot be loaded \(libgomp.*apt-get install libgomp1"):
+    read_trees({"model": "", "settings": {}, "tried": []})
