@@ -6,6 +6,8 @@ workdir/checkpoints/<step>/params              the parameters, a plain nested di
                           /position            examples taken from the data by all processes, and the random stream
                           /run                 config, vocabulary and DocIDs again, and a manifest of all files
 
+Of a run with adapters (LoRA), workdir/base holds the frozen weights, written once, and params the adapters alone.
+
 Saving is asynchronous (Orbax): the host copies the arrays and goes on; writing, /run and the rename that makes the step
 visible happen behind training. Any mesh and any number of processes reads what any other wrote.
 """
@@ -24,6 +26,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.lora import join, split_adapters
 from diffgr_jax.models.transformer import Params, abstract_params
 from diffgr_jax.parallel.distributed import agreed, barrier
 from diffgr_jax.training.kept import RUN_ITEM, Kept, look_through, set_aside, write_manifest
@@ -31,6 +34,7 @@ from diffgr_jax.training.shipped import is_shipped, shipped_params
 from diffgr_jax.training.state import TrainState
 
 _RUN_FILES = ("config.json", "vocab", "index")
+_BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,21 @@ class Position:
 class Checkpoints:
   """The checkpoints of one workdir."""
 
-  def __init__(self, workdir: Path, *, keep: int = 2, keep_every: int = 0, keep_best: int = 0, best_metric: str = ""):
+  def __init__(
+    self,
+    workdir: Path,
+    model: TransformerConfig,
+    *,
+    keep: int = 2,
+    keep_every: int = 0,
+    keep_best: int = 0,
+    best_metric: str = "",
+  ):
     """Opens the workdir's checkpoints; damaged and unfinished ones are named and set aside.
 
     Args:
       workdir: of the run.
+      model: that is trained.
       keep: the newest so many stay.
       keep_every: those of every so many steps stay for good; 0: none.
       keep_best: the best so many stay; 0: none.
@@ -72,6 +86,8 @@ class Checkpoints:
     """
     self.directory = Path(workdir).absolute() / "checkpoints"
     self._workdir = Path(workdir).absolute()
+    self._model = model
+    self._adapters_alone = bool(agreed(_adapters_alone(self._workdir, model)))
     if jax.process_index() == 0:
       for line in set_aside(self.directory, look_through(self.directory)):
         print(line, flush=True)
@@ -102,13 +118,21 @@ class Checkpoints:
     step = self._manager.latest_step()
     return None if (step := agreed(-1 if step is None else step)) < 0 else step
 
+  def keep_base(self, params: Params) -> None:
+    """Writes the weights that adapters stand beside, and waits for them; does nothing for a model without adapters."""
+    if self._model.lora_rank and not self._adapters_alone:
+      with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(self._workdir / _BASE, split_adapters(params)[1])
+      self._adapters_alone = True
+
   def save(self, step: int, state: TrainState, position: Position, metrics: Mapping[str, float] | None = None) -> None:
     """Starts writing; the device goes on training meanwhile. Waits for the save before, where it is not done yet."""
+    params = split_adapters(state.params)[0] if self._adapters_alone else state.params
     tracked = {self._best_metric: metrics[self._best_metric]} if metrics and self._best_metric in metrics else None
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
+        params=ocp.args.StandardSave(params),
         training=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
         position=ocp.args.JsonSave(dataclasses.asdict(position)),
         **{RUN_ITEM: _RunFiles(str(self._workdir))},
@@ -128,10 +152,11 @@ class Checkpoints:
     Raises:
       ValueError: the run draws from another random stream.
     """
+    adapters, base = split_adapters(abstract.params) if self._adapters_alone else (abstract.params, {})
     restored: Any = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(abstract.params),
+        params=ocp.args.StandardRestore(adapters),
         training=ocp.args.StandardRestore({"step": abstract.step, "opt_state": abstract.opt_state}),
       ),
     )
@@ -141,7 +166,8 @@ class Checkpoints:
     else:  # kept by an older program, which took one batch a step
       kept = dataclasses.replace(position, examples=step * position.batch_size)
     kept.check_same_stream(position, step)
-    return TrainState(restored.training["step"], restored.params, restored.training["opt_state"]), kept
+    params = join(_read(self._workdir / _BASE, base), restored.params) if base else restored.params
+    return TrainState(restored.training["step"], params, restored.training["opt_state"]), kept
 
   def wait(self) -> None:
     self._manager.wait_until_finished()
@@ -193,8 +219,24 @@ def restore_params(workdir: Path, config: TransformerConfig, step: int | None = 
   abstract = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_params(config)
   )
+  if not _adapters_alone(directory.parent, config):
+    return _read(directory / str(step) / "params", abstract), step
+  adapters, base = split_adapters(abstract)
+  return join(_read(directory.parent / _BASE, base), _read(directory / str(step) / "params", adapters)), step
+
+
+def _adapters_alone(workdir: Path, model: TransformerConfig) -> bool:
+  """Whether the workdir's steps hold adapters without the weights beside them (an older program kept both)."""
+  return bool(model.lora_rank) and (workdir / _BASE).is_dir()
+
+
+def _read(folder: Path, abstract: Params) -> Params:
+  """Raises ValueError where the folder does not hold what is asked for."""
   with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(directory / str(step) / "params", abstract), step
+    try:
+      return checkpointer.restore(folder, abstract)
+    except (OSError, KeyError, ValueError) as error:
+      raise ValueError(f"{folder} cannot be read: {error}") from error
 
 
 # --- what the weights mean, beside the weights ---

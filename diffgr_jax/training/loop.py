@@ -63,6 +63,7 @@ def train_and_evaluate(
   # --- resume, or start ---
   checkpoints = Checkpoints(
     workdir,
+    job.model,
     keep=config.keep_checkpoints,
     keep_every=config.keep_every,
     keep_best=config.keep_best,
@@ -72,6 +73,7 @@ def train_and_evaluate(
   last_saved = checkpoints.latest()
   if last_saved is None:
     state = dataclasses.replace(state, params=job.starting(state.params, shardings.params))
+    checkpoints.keep_base(state.params)
   else:
     state, position = checkpoints.restore(last_saved, abstract_state(state, shardings), position)
   if not config.steps:  # nothing is trained: the start itself is what is kept

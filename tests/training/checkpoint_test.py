@@ -92,7 +92,7 @@ def test_a_checkpoint_is_read_onto_another_mesh_bit_for_bit(trained, sizes):
   model = open_run(workdir).model
   shardings = state_shardings(model, optimizer, mesh, [*config.rules[:-1], ("layers", None)])
   fresh = create_state(model, optimizer, shardings, seed=1)
-  checkpoints = Checkpoints(workdir)
+  checkpoints = Checkpoints(workdir, model)
   read, position = checkpoints.restore(6, abstract_state(fresh, shardings), Position.of(0, 8, 0))
   checkpoints.close()
   assert position.examples == 48
@@ -102,7 +102,7 @@ def test_a_checkpoint_is_read_onto_another_mesh_bit_for_bit(trained, sizes):
 
 def test_a_run_that_would_draw_otherwise_is_refused(trained):
   config, workdir, state = trained
-  checkpoints = Checkpoints(workdir)
+  checkpoints = Checkpoints(workdir, open_run(workdir).model)
   abstract = abstract_state(state, jax.tree.map(lambda leaf: leaf.sharding, state))
   with pytest.raises(ValueError, match="checkpoint 6 was trained with seed 0, not 5"):
     checkpoints.restore(6, abstract, Position.of(0, config.batch_size, 5))
@@ -158,3 +158,28 @@ def test_sigterm_saves_and_leaves_and_the_run_goes_on_bit_for_bit(trained, tmp_p
   monkeypatch.setattr(loop, "train_step", real_step)
   _, again = loop.train_and_evaluate(config, tmp_path)
   assert_same_bits(again, state)
+
+
+def test_adapters_are_kept_alone_beside_a_base_that_is_written_once(tiny_config, tmp_path):
+  with tiny_config.unlocked():
+    tiny_config.update(lora_rank=2, checkpoint_every=2, keep_checkpoints=3)
+  whole = tmp_path / "whole"
+  _, state = loop.train_and_evaluate(tiny_config, whole)
+  files = sorted(path for path in (whole / "base").rglob("*") if path.is_file())
+  written = [path.stat().st_mtime_ns for path in files]
+  assert files
+  params, step = restore_params(whole, open_run(whole).model)
+  assert step == 6
+  assert_same_bits(params, state.params)
+  held = lambda folder: sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+  assert held(whole / "checkpoints" / "6" / "params") < held(whole / "base")
+
+  shutil.rmtree(whole / "checkpoints" / "6")  # the run goes on at 4
+  _, again = loop.train_and_evaluate(tiny_config, whole)
+  assert_same_bits(again, state)
+  assert [path.stat().st_mtime_ns for path in files] == written
+
+  for path in files:
+    path.write_bytes(path.read_bytes()[:-1] if path.stat().st_size else b"")
+  with pytest.raises(ValueError, match=r"base cannot be read"):
+    restore_params(whole, open_run(whole).model)
