@@ -126,11 +126,14 @@ class PatternMask(splash_mask.Mask):
 
 
 def _visible_by_index(pattern: str, length: int, block_size: int, query: Any, key: Any) -> Any:
-  """`visible` where index stands for position; the second stream begins at half of `length`."""
+  """`visible` where index stands for position; the second stream begins at half of `length`.
+
+  Streams are numbers all the way: of two that come from comparisons Mosaic would compare the bits, which no TPU can.
+  """
   if pattern != "two_stream":
     return visible(pattern, query, key, block_size)
   half = length // 2
-  stream = lambda index: (index < half).astype(np.int32)
+  stream = lambda index: 1 - (index // half).clip(0, 1)  # what pads the sequence belongs to the second
   position = lambda index: index - half * (1 - stream(index))
   return visible(pattern, position(query), position(key), block_size, stream(query), stream(key))
 
