@@ -103,7 +103,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.reasoning_weight = 1.0
   config.answer_weight = 1.0
   config.end_weight = 1.0
-  # Of the labels by which a reasoning names candidates, times reasoning_weight.
+  # Of the labels by which a reasoning names candidates, times reasoning_weight; a full prompt has none.
   config.choice_weight = 10.0 if size in ("small", "base") else 1.0
   config.process = "exact_count"  # cft: random_time | exact_count (both the bound) | uniform_weight | all_masked
   config.schedule = "linear"  # linear | cosine
