@@ -21,7 +21,7 @@
 # every pass, whatever it is sure of.
 #
 # Both models here have one million parameters and were trained on a made-up shop, whose users follow a known law: the
-# autoregressive teacher, and a student that was converted from an earlier one. `colabs/models/README.md` says how.
+# autoregressive teacher, and the student that was converted from it. `colabs/models/README.md` says how.
 
 # %% cellView="form"
 # @title Install { display-mode: "form" }

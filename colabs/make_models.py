@@ -1,6 +1,6 @@
 """Makes the two models that 02_block_diffusion.ipynb loads: `python colabs/make_models.py --out=colabs/models`
 
-Mid-training, three runs of SFT (the teacher) and, from the first, three of CFT (the student), on the made-up shop, each
+Mid-training, three runs of SFT (the teacher) and two of CFT from it (the student), on the made-up shop, each
 resumable, in --workdir; then what is needed of the two, with weights in bfloat16 (training/shipped.py).
 colabs/models/README.md says how good they are.
 """
@@ -26,18 +26,18 @@ _PART = flags.DEFINE_float("part", 1.0, "of all steps", lower_bound=0.0, upper_b
 
 # run: its config's arguments, its steps, fields. Few valid lists are decoded at the end of each.
 _FEW = ("--config.eval_splits=('valid',)", "--config.eval_limit=128")
-# The student is of the teacher as it was after `sft`: what came after it, letters of choices weighing ten times and then
-# traces drawn out where the retriever knew (docs/experiments.md), was found later.
+# The teacher learned evenly first: that letters of choices should weigh more, and traces be drawn out where the retriever
+# knew, was found later (docs/experiments.md).
 _EVEN = ("--config.choice_weight=1", "--config.trace_agreeing=1", *_FEW)
 _SLOWER = "--config.learning_rate=2e-3"
+_ENDS = "--config.suffix_fraction=0.5"
 STAGES = {
   "mid": ("mid_training.py:pool=50", 2600, ("--config.eval_splits=('valid',)", "--config.eval_limit=8")),
   "sft": ("sft.py:pool=50,start={W}/mid", 3000, _EVEN),
   "choose": ("sft.py:pool=50,start={W}/sft", 1500, (_SLOWER, "--config.trace_agreeing=1", *_FEW)),
   "teacher": ("sft.py:pool=50,start={W}/choose", 1100, (_SLOWER, *_FEW)),
-  "cft": ("cft.py:pool=50,block=8,start={W}/sft", 900, (_SLOWER, *_EVEN)),
-  "lists": ("cft.py:pool=50,block=8,start={W}/cft,lists={W}/mid", 411, (_SLOWER, *_EVEN)),
-  "student": ("cft.py:pool=50,block=8,start={W}/lists,examples={W}/sft", 500, (_SLOWER, *_EVEN)),
+  "lists": ("cft.py:pool=50,block=8,start={W}/teacher,lists={W}/mid", 400, (_SLOWER, _ENDS, *_FEW)),
+  "student": ("cft.py:pool=50,block=8,start={W}/lists,examples={W}/teacher", 1800, (_SLOWER, _ENDS, *_FEW)),
 }
 
 
