@@ -118,15 +118,17 @@ def test_the_gradient_converges_to_that_of_the_expected_reward():
   canvases = [np.pad(row, (0, 8 - len(row)), constant_values=r.MASK) for _, passes in found for row, _, _ in passes]
   # blocks behind a canvas do not exist yet in decoding, and no block sees one that comes later
 
+  steps = [(answer, one) for answer, (_, passes) in enumerate(found) for one in passes]
+  at = np.array([
+    (answer, number, place, token)
+    for number, (answer, (_, where, tokens)) in enumerate(steps)
+    for place, token in zip(where, tokens, strict=True)
+  ])  # fmt: skip
+  rewards = jnp.array([reward_of(row[4:]) for row, _ in found])
+
   def expected(params):
-    log_probs, at, total = distributions(own, params, canvases, banned), 0, 0.0
-    for row, passes in found:
-      log_p = 0.0
-      for _, where, tokens in passes:
-        log_p += sum(log_probs[at, place, token] for place, token in zip(where, tokens, strict=True))
-        at += 1
-      total += jnp.exp(log_p) * reward_of(row[4:])
-    return total
+    log_probs = distributions(own, params, canvases, banned)[at[:, 1], at[:, 2], at[:, 3]]
+    return (jnp.exp(jax.ops.segment_sum(log_probs, at[:, 0], len(found))) * rewards).sum()
 
   exact = jax.grad(lambda params: expected(params) / own.room)(params)
   assert {len(passes) for _, passes in found} > {2}  # some passes commit one token, some two

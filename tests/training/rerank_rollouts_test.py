@@ -60,9 +60,8 @@ def interrupted(config, workdir, monkeypatch, at):
   "fields",
   [
     {},
-    {"teacher_top_k": 20, "divergence": "jsd"},
     {"divergence": "sampled"},
-    {"updates_per_rollout": 2, "rollout_ahead": True},
+    {"teacher_top_k": 20, "divergence": "jsd", "updates_per_rollout": 2, "rollout_ahead": True},
   ],
 )
 def test_a_student_is_distilled_and_resumes_bit_for_bit(started, tmp_path, monkeypatch, fields):
@@ -88,8 +87,10 @@ def test_a_student_can_be_taught_by_its_slower_self(started, tmp_path):
   assert metrics(tmp_path / "same")[0]["loss"] == pytest.approx(0.0, abs=1e-5)  # it is its own teacher
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", "block"])
-@pytest.mark.parametrize("fields", [{}, {"updates_per_rollout": 2, "kl_weight": 0.1, "refills": 1}])
+@pytest.mark.parametrize(
+  "kind, fields",
+  [("autoregressive", {}), ("block", {}), ("block", {"updates_per_rollout": 2, "kl_weight": 0.1, "refills": 1})],
+)
 def test_a_policy_is_rewarded_and_resumes_bit_for_bit(started, tmp_path, monkeypatch, kind, fields):
   reward_of_length(monkeypatch)
   start = started[kind == "block"]
@@ -120,7 +121,7 @@ def reward_of_length(monkeypatch):
   monkeypatch.setattr(module._Writer, "_roll", roll)
 
 
-@pytest.mark.parametrize("estimator", ["mean_field", "coupled", "elbo", "sandwiched"])
+@pytest.mark.parametrize("estimator", ["mean_field", "coupled", "sandwiched"])  # sandwiched draws what elbo draws
 def test_estimators_train_too(started, tmp_path, monkeypatch, estimator):
   reward_of_length(monkeypatch)
   loop.train_and_evaluate(rl(started[1], estimator=estimator, steps=2), tmp_path / estimator)
