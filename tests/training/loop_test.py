@@ -99,3 +99,11 @@ def test_data_without_training_queries_trains_on_the_other_sources(tiny_config, 
   _, state = loop.train_and_evaluate(tiny_config, tmp_path / "run")
   assert int(state.step) == 2
   assert "no training queries" in capsys.readouterr().out
+
+
+def test_figures_of_the_host_do_not_hide_that_the_devices_ran_dry():
+  lost = loop.LostTime()
+  for pending in (None, (1, {"loss": jax.block_until_ready(jax.numpy.float32(1.0)), "valid": 0.5}, None)):
+    before = lost.lost["data"]
+    assert loop._next_batch(iter([{"rows": np.zeros(1)}]), lost, pending).keys() == {"rows"}
+    assert lost.lost["data"] > before
