@@ -8,7 +8,11 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 import pytest
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+from tests.plain_compilation import PLAIN_COMPILATION
+
+os.environ["XLA_FLAGS"] = " ".join(
+  (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", PLAIN_COMPILATION)
+).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs are compiled once for all modules, workers and commands that the tests start, and for the next time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))

@@ -12,6 +12,7 @@ import pytest
 from diffgr_jax.data.interactions.shop import load_shop
 from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.rerank.semantic_ids import item_codes
+from tests.plain_compilation import PLAIN_COMPILATION
 
 SMALL = [
   "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=2", "--config.d_ff=16",
@@ -20,10 +21,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-# Programs that run a few times are not worth the compiler's effort.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-  "COLUMNS": "100", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-}  # fmt: skip
+ENVIRONMENT = os.environ | {"XLA_FLAGS": PLAIN_COMPILATION, "COLUMNS": "100"}
 
 MISTAKES = [
   ([], "the first argument is one of build, inspect, import, and none is given"),

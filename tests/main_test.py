@@ -10,6 +10,8 @@ import sys
 import pytest
 import tokenizers
 
+from tests.plain_compilation import PLAIN_COMPILATION
+
 SMALL = [
   "--config.d_model=16", "--config.n_layers=1", "--config.n_heads=2", "--config.n_kv_heads=2", "--config.d_ff=16",
   "--config.vocab_size=360", "--config.batch_size=8", "--config.eval_batch_size=4", "--config.eval_splits=('valid',)",
@@ -18,7 +20,7 @@ SMALL = [
 
 
 def run(module, *flags, stdin=""):
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"COLUMNS": "100"}
+  environment = os.environ | {"XLA_FLAGS": PLAIN_COMPILATION, "COLUMNS": "100"}
   return subprocess.run(
     [sys.executable, "-m", f"diffgr_jax.{module}", *flags], input=stdin, capture_output=True, text=True, env=environment
   )

@@ -180,7 +180,7 @@ def _next_batch(iterator, lost: LostTime, pending) -> dict[str, np.ndarray]:
   began = time.monotonic()
   rows = next(iterator)
   # A round of rollouts has figures of the host's own beside the devices'.
-  computed = [] if pending is None else [leaf for leaf in jax.tree.leaves(pending[1]) if isinstance(leaf, jax.Array)]
-  if all(leaf.is_ready() for leaf in computed):  # the devices ran dry
+  leaves = [] if pending is None else jax.tree.leaves(pending[1])
+  if all(leaf.is_ready() for leaf in leaves if hasattr(leaf, "is_ready")):  # the devices ran dry
     lost.lost["data"] += time.monotonic() - began
   return rows

@@ -153,10 +153,14 @@ def rollout_context(config: Config) -> int:
   return (config.row_length // size - -(-(size - 1 + config.max_new_tokens) // size)) * size
 
 
-def _check_traces(config: Config) -> None:
+def check_examples(config: Config) -> None:
+  """Of a new run: are the messages there that it asks for? One that has its own needs no other's any more."""
   for folder in filter(None, config.get("examples", "").split("+")):
     if not (Path(folder) / "examples.npz").is_file():
       raise ValueError(f"config.examples names workdirs of runs that were trained on messages, and {folder} is none")
+
+
+def _check_traces(config: Config) -> None:
   if config.stage in (MID_TRAINING, OPD, RL):
     return
   if config.traces == START_TRACES:

@@ -49,7 +49,7 @@ from diffgr_jax.stages.sft import SftStage, TokenWeights
 from diffgr_jax.training.document_vectors import document_vectors
 from diffgr_jax.training.fields import Config, set_fields
 from diffgr_jax.training.options import lora_fields, transformer_config
-from diffgr_jax.training.rerank_options import CFT, CONVERT, OPD, RL
+from diffgr_jax.training.rerank_options import CFT, CONVERT, OPD, RL, check_examples
 from diffgr_jax.training.start import pretrained_folder, pretrained_model
 
 CODES_FILE = Path("index") / "codes.npz"
@@ -246,6 +246,7 @@ def _prepare(config: Config, workdir: Path) -> RerankRun:
   if (workdir / "config.json").exists():
     run = open_rerank(workdir, config)
     return dataclasses.replace(run, model=dataclasses.replace(run.model, remat=config.remat))
+  check_examples(config)
   workdir.mkdir(parents=True, exist_ok=True)
   shop = shop_of(config, workdir)
   (workdir / "index").mkdir(exist_ok=True)

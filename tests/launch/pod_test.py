@@ -18,6 +18,7 @@ import pytest
 
 from diffgr_jax.training.checkpoint import restore_params
 from diffgr_jax.training.run import open_run
+from tests.plain_compilation import PLAIN_COMPILATION
 
 STEPS, EVERY, KILLED_IN, TOLD_IN = 14, 5, 7, 7
 GRACE, LIMIT = 15, 420  # seconds for the survivors of a failure; for any run at all
@@ -36,7 +37,7 @@ def pod(folder, corpus, *, processes=2, fault=""):
     "PYTHON": sys.executable,
     "FAULT": fault,
     "SEEN": str(folder),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": PLAIN_COMPILATION,
     "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder.parent / "compiled")),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }

@@ -13,6 +13,7 @@ from diffgr_jax.evaluation.rerank_answers import write_answers
 from diffgr_jax.rerank.chat import marker_tokens
 from diffgr_jax.training import loop
 from diffgr_jax.training.checkpoint import restore_params
+from diffgr_jax.training.jobs import check_config
 from diffgr_jax.training.rerank_run import open_rerank
 from tests.training.tiny_rerank import tiny
 
@@ -129,6 +130,9 @@ def test_mid_training_hands_over_to_sft(tmp_path):
   assert len(_examples(tmp_path / "whole")) == len(examples) + len(_examples(tmp_path / "sft"))
   with pytest.raises(ValueError, match=r"config\.examples names workdirs"):
     loop.train_and_evaluate(tiny("cft", tmp_path / "sft", examples=str(tmp_path)), tmp_path / "none")
+  (tmp_path / "mid" / "examples.npz").unlink()  # what a run has of its own is enough, to go on and to be evaluated
+  check_config(open_rerank(tmp_path / "whole").config)
+  loop.train_and_evaluate(whole, tmp_path / "whole")
 
 
 def _examples(workdir):
