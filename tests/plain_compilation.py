@@ -1,4 +1,4 @@
-"""XLA flags of programs that run for moments only: hundreds are compiled here, each in a seventh of the time."""
+"""XLA flags of programs that run for moments only: compiling hundreds of them is most of the tests' time."""
 
 from importlib.metadata import version
 
