@@ -124,13 +124,13 @@ def decode_blocks_steps(
   params, cache = decoding_params(config, params), init_cache(config, *state.canvas.shape)
   yield state, None
   while bool(more_blocks(state, options, context)):
-    state, cache, logits = _open_step(params, state, cache, setting, first=int(state.block) < 0, **static)
-    if logits is None:
+    state, cache, hidden = _open_step(params, state, cache, setting, first=int(state.block) < 0, **static)
+    if hidden is None:
       yield state, None  # with the first token that the committing pass wrote
     while bool(open_masks(state, options, context).any()):
-      if logits is None:
-        logits, cache = _denoise_step(params, state, cache, **static)
-      (state, stats), logits = _commit_step(state, logits, setting, options, context), None
+      if hidden is None:
+        hidden, cache = _denoise_step(params, state, cache, **static)
+      (state, stats), hidden = _commit_step(params, state, hidden, setting, **static | {"options": options}), None
       yield state, stats
     state = close_block(state, setting, options)
 
@@ -146,12 +146,12 @@ def _decode_loop(params, state, setting, *, config, options, context) -> BlockSt
   params, static = decoding_params(config, params), dict(config=config, options=options, context=context)
 
   def enter(carry: _Carry, first: bool) -> _Carry:
-    state, cache, logits = open_block(params, carry[0], carry[1], setting, first=first, **static)
-    return (state if logits is None else commit(state, logits, setting, options, context)[0]), cache
+    state, cache, hidden = open_block(params, carry[0], carry[1], setting, first=first, **static)
+    return (state if hidden is None else commit(params, state, hidden, setting, **static)[0]), cache
 
   def step(carry: _Carry) -> _Carry:
-    logits, cache = _denoise_pass(params, carry[0], carry[1], **static)
-    return commit(carry[0], logits, setting, options, context)[0], cache
+    hidden, cache = _denoise_pass(params, carry[0], carry[1], **static)
+    return commit(params, carry[0], hidden, setting, **static)[0], cache
 
   def finish_block(carry: _Carry) -> _Carry:
     state, cache = jax.lax.while_loop(lambda carry: open_masks(carry[0], options, context).any(), step, carry)
@@ -174,8 +174,8 @@ def _denoise_pass(
   config: TransformerConfig,
   options: BlockOptions,
   context: int,
-) -> tuple[Float[Array, "B L V"], KVCache]:
-  """Logits of the current block, which is not committed."""
+) -> tuple[Float[Array, "B L D"], KVCache]:
+  """Hidden states that predict the current block, which is not committed."""
   how = denoise_window if options.window == "sub_block" else denoise_block
   return how(config, params, state, cache, options, context)
 
@@ -183,4 +183,4 @@ def _denoise_pass(
 _static_names = ("config", "options", "context")
 _open_step = jax.jit(open_block, static_argnames=(*_static_names, "first"), donate_argnames=("cache",))
 _denoise_step = jax.jit(_denoise_pass, static_argnames=_static_names, donate_argnames=("cache",))
-_commit_step = jax.jit(commit, static_argnames=("options", "context"))
+_commit_step = jax.jit(functools.partial(commit, read_all=True), static_argnames=_static_names)

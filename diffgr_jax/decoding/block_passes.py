@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from diffgr_jax.decoding.block_reading import read_block, read_open
 from diffgr_jax.decoding.block_state import (
   BlockOptions,
   BlockState,
@@ -20,10 +21,10 @@ from diffgr_jax.decoding.block_state import (
   span,
   span_layout,
 )
-from diffgr_jax.decoding.denoiser import log_probabilities
+from diffgr_jax.decoding.denoiser import log_probabilities, probability_of
 from diffgr_jax.decoding.policies import Budget, Stats, commit_together, rank_positions
 from diffgr_jax.decoding.remasking import standing_confidence
-from diffgr_jax.decoding.sampling import draw_tokens, filtered
+from diffgr_jax.decoding.sampling import draw_tokens
 from diffgr_jax.models import inference
 from diffgr_jax.models.cache import KVCache
 from diffgr_jax.models.config import TransformerConfig
@@ -40,11 +41,11 @@ def open_block(
   options: BlockOptions,
   context: int,
   first: bool,
-) -> tuple[BlockState, KVCache, Float[Array, "B L V"] | None]:
+) -> tuple[BlockState, KVCache, Float[Array, "B L D"] | None]:
   """Commits what is finished (the last block; at first, the context), and begins the next block in the same pass.
 
   Returns:
-    State, cache, and the next block's logits, if the passes are fused (`is_fused`).
+    State, cache, and hidden states that predict the next block, if the passes are fused (`is_fused`).
   """
   size = options.block_size
   done = context if first else size
@@ -58,7 +59,7 @@ def open_block(
     state = replace(state, clean=hidden[:, done - 1].astype(jnp.float32))
   if width > done:
     assert hidden is not None
-    return state, cache, block_logits(config, params, hidden[:, done:], state, options)
+    return state, cache, predicting(config, hidden[:, done:], state, options)
   if done:
     state = _write_first_token(config, params, state, setting, options, context)
   return state, cache, None
@@ -79,11 +80,14 @@ def denoise_block(
   cache: KVCache,
   options: BlockOptions,
   context: int,
-) -> tuple[Float[Array, "B L V"], KVCache]:
-  """Logits of the current block. Its slots of the cache are written, and will be again until it is committed."""
+) -> tuple[Float[Array, "B L D"], KVCache]:
+  """Hidden states that predict the current block.
+
+  Its slots of the cache are written, and will be again until it is committed.
+  """
   offset = context + state.block * options.block_size
   hidden, cache = extend(config, params, state, cache, offset, options.block_size, options)
-  return block_logits(config, params, hidden, state, options), cache
+  return predicting(config, hidden, state, options), cache
 
 
 def extend(
@@ -102,26 +106,30 @@ def extend(
   return inference.extend(config, params, tokens, layout, cache, offset, **how)
 
 
-def block_logits(
-  config: TransformerConfig,
-  params: DecodingParams,
-  hidden: Float[Array, "B L D"],
-  state: BlockState,
-  options: BlockOptions,
-) -> Float[Array, "B L V"]:
-  """Logits that predict each position of the block, whatever the alignment."""
-  if config.alignment == "shifted":
-    before = state.clean[:, None].astype(hidden.dtype) if options.shifted_first == "clean" else hidden[:, :1]
-    hidden = jnp.concatenate([before, hidden[:, :-1]], axis=1)
-  return inference.logits(config, params, hidden)
+def predicting(
+  config: TransformerConfig, hidden: Float[Array, "B L D"], state: BlockState, options: BlockOptions
+) -> Float[Array, "B L D"]:
+  """The hidden states whose logits predict each position of the block, whatever the alignment."""
+  if config.alignment == "same_position":
+    return hidden
+  before = state.clean[:, None].astype(hidden.dtype) if options.shifted_first == "clean" else hidden[:, :1]
+  return jnp.concatenate([before, hidden[:, :-1]], axis=1)
 
 
 def commit(
-  state: BlockState, logits: Float[Array, "B L V"], setting: Setting, options: BlockOptions, context: int
+  params: DecodingParams,
+  state: BlockState,
+  hidden: Float[Array, "B L D"],
+  setting: Setting,
+  *,
+  config: TransformerConfig,
+  options: BlockOptions,
+  context: int,
+  read_all: bool = False,
 ) -> tuple[BlockState, Stats]:
   """Lets the policy choose, writes its choice, and reopens what has become doubtful.
 
-  Rows without an open mask stay as they are.
+  Rows without an open mask stay as they are. `read_all` reads the positions too that nothing can be written to.
 
   Returns:
     The next state, and the statistics of the block that the policy saw.
@@ -131,26 +139,26 @@ def commit(
   if options.sub_block:
     place = jnp.arange(options.block_size)[None] // options.sub_block
     here = place == current_sub_block(masked, options)[:, None]
-  candidates = masked & here
-  log_probs = log_probabilities(logits, setting.banned)
+  candidates, offset = masked & here, context + state.block * options.block_size
   place_keys, token_keys = pass_keys(state)
-  tokens = draw_tokens(logits, setting.banned, setting.sampling, token_keys)
-  judged = filtered(log_probs, setting.sampling) if options.judge == "filtered" else log_probs
+  how = token_keys, setting, options
+  old = span(state.canvas, offset, options.block_size)
+  if read_all or options.remask:
+    reading = read_block(config, params, hidden, old, *how)
+  else:
+    reading = read_open(config, params, hidden, old, candidates, *how)
 
   count = candidates.sum(axis=-1)
   total = jnp.where(state.block_step == 0, masked.sum(axis=-1), state.block_masks)
   step = jnp.broadcast_to(state.block_step, count.shape)
-  offset = context + state.block * options.block_size
-  old = jax.tree.map(
-    lambda x: span(x, offset, options.block_size), (state.canvas, state.step_map, state.confidence, state.reopened)
-  )
-  standing, reopenable = _doubtful(judged, old, here & ~masked, options)
+  standing, reopenable = _doubtful(reading.standing, state, offset, here & ~masked, options)
   budget = Budget(
     quota=options.schedule.quota(count, total, step, setting.steps),
     floor=jnp.where(step >= setting.steps - 1, count, 0),
     spare=jnp.minimum(options.remask, reopenable.sum(axis=-1)),
   )
-  commits, stats = commit_together(judged, tokens, candidates, place_keys, budget, options.policy)
+  choice = reading.stats, reading.tokens, reading.confidence
+  commits = commit_together(*choice, candidates, place_keys, budget, options.policy)
 
   put = functools.partial(put_span, offset=offset, where=commits.chosen)
   state = replace(
@@ -166,18 +174,17 @@ def commit(
     weakest_first = rank_positions(-standing, among=reopenable)
     back = reopenable & (weakest_first < commits.extra[:, None])
     state = _reopen(state, back, offset, options.mask_id)
-  return end_rows(state, setting, options), stats
+  return end_rows(state, setting, options), reading.stats
 
 
 def _doubtful(
-  log_probs: Float[Array, "B L V"], block: tuple[Array, ...], filled: Bool[Array, "B L"], options: BlockOptions
+  now: Float[Array, "B L"], state: BlockState, offset: Int[Array, ""], filled: Bool[Array, "B L"], options: BlockOptions
 ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
-  """How sure each token of the block still is, and which ones may go back to MASK: none that was given.
-
-  `block` is the block's canvas, step map, confidence and count of reopenings.
-  """
-  tokens, step_map, confidence, reopened = block
-  standing, doubtful = standing_confidence(log_probs, tokens, confidence, options.remask_by)
+  """How sure each token of the block still is, and which ones may go back to MASK: none that was given."""
+  step_map, committed, reopened = (
+    span(x, offset, options.block_size) for x in (state.step_map, state.confidence, state.reopened)
+  )
+  standing, doubtful = standing_confidence(now, committed, options.remask_by)
   return standing, filled & (step_map >= 0) & (reopened < options.max_reopen) & doubtful
 
 
@@ -208,7 +215,7 @@ def _write_first_token(
   log_probs = log_probabilities(logits, setting.banned)
   token_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(pass_keys(state)[1])
   token = draw_tokens(logits, setting.banned, setting.sampling, token_keys)
-  confidence = jnp.exp(jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0])
+  confidence = probability_of(log_probs, token)
   empty = open_masks(state, options, context)[:, :1] & (state.first < offset)[:, None]
   put = functools.partial(put_span, offset=offset, where=empty)
   state = replace(

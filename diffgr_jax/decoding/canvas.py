@@ -31,8 +31,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from diffgr_jax.decoding.constraint import commit_in_turn, possible_documents
-from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
-from diffgr_jax.decoding.policies import Budget, Policy, Stats, commit_together, rank_positions
+from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities, probability_of
+from diffgr_jax.decoding.policies import Budget, Policy, Stats, commit_together, position_stats, rank_positions
 from diffgr_jax.decoding.remasking import check_remasking, standing_confidence
 from diffgr_jax.decoding.sampling import Sampling, draw_tokens, make_sampling, token_scores
 from diffgr_jax.decoding.schedules import EVEN, Schedule
@@ -169,7 +169,8 @@ def commit_step(
   state, here, block_steps = enter_block(state, masked, steps, options.block_length)
   masked = masked & here
   masked_count = masked.sum(axis=-1)
-  standing, doubtful = standing_confidence(log_probs, state.canvas, state.confidence, options.remask_by)
+  now = probability_of(log_probs, state.canvas)
+  standing, doubtful = standing_confidence(now, state.confidence, options.remask_by)
   reopenable = (state.step_map >= 0) & ~masked & (state.reopened < options.max_reopen) & here & doubtful
   budget = Budget(
     quota=options.schedule.quota(masked_count, state.block_masks, state.block_step, block_steps),
@@ -178,7 +179,8 @@ def commit_step(
   )
   if codes is None or state.alive is None:
     tokens = draw_tokens(logits, banned, sampling, token_keys)
-    commits, stats = commit_together(log_probs, tokens, masked, place_keys, budget, options.policy)
+    stats, confidence = position_stats(log_probs), probability_of(log_probs, tokens)
+    commits = commit_together(stats, tokens, confidence, masked, place_keys, budget, options.policy)
     alive = None
   else:
     commits, alive, stats = commit_in_turn(

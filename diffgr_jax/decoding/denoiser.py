@@ -59,3 +59,8 @@ def allowed_logits(logits: Float[Array, "B L V"], banned: Bool[Array, "V"]) -> F
 def log_probabilities(logits: Float[Array, "B L V"], banned: Bool[Array, "V"]) -> Float[Array, "B L V"]:
   """Normalises logits in float32 over the tokens that are not banned; banned tokens get -inf."""
   return jax.nn.log_softmax(allowed_logits(logits, banned), axis=-1)
+
+
+def probability_of(log_probs: Float[Array, "B L V"], tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
+  """The probability of one token a position."""
+  return jnp.exp(jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0])

@@ -301,31 +301,28 @@ def rank_positions(priority: Float[Array, "B L"], among: Bool[Array, "B L"]) -> 
 
 
 def commit_together(
-  log_probs: Float[Array, "B L V"],
+  stats: Stats,
   tokens: Int[Array, "B L"],
+  confidence: Float[Array, "B L"],
   masked: Bool[Array, "B L"],
   row_keys: Key[Array, "B"],
   budget: Budget,
   policy: Policy,
-) -> tuple[Commits, Stats]:
+) -> Commits:
   """Commits every position that the policy takes at once, each with its token.
 
   Args:
-    log_probs: the model's distribution over the tokens that are not banned (-inf: banned).
+    stats: what the model's distributions are like at the positions that hold MASK (`position_stats`).
     tokens: what to write (`sampling.draw_tokens`).
+    confidence: the probabilities of these tokens.
     masked: positions that hold MASK.
     row_keys: one key a row, for policies that draw.
     budget: quota, floor and spare of each row.
     policy: chooses the positions.
-
-  Returns:
-    What to write, and the statistics that the policy saw.
   """
-  stats = position_stats(log_probs)
   priority = policy.priority(stats, row_keys)
   rank = rank_positions(priority, masked)
   taken = policy.takes(priority, rank, budget.quota[:, None]) | (rank < budget.floor[:, None])
   base = jnp.sum(taken & masked, axis=-1)
   extra = jnp.minimum(budget.spare, masked.sum(axis=-1) - base)
-  confidence = jnp.exp(jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0])
-  return Commits(masked & (rank < (base + extra)[:, None]), tokens, confidence, extra), stats
+  return Commits(masked & (rank < (base + extra)[:, None]), tokens, confidence, extra)

@@ -15,7 +15,7 @@ model sees the token that it judges.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 REMASK_BY = ("commit", "current")
 
@@ -35,23 +35,18 @@ def check_remasking(owner: str, remask: int, max_reopen: int, remask_by: str) ->
 
 
 def standing_confidence(
-  log_probs: Float[Array, "B L V"],
-  tokens: Int[Array, "B L"],
-  committed: Float[Array, "B L"],
-  remask_by: str,
+  now: Float[Array, "B L"], committed: Float[Array, "B L"], remask_by: str
 ) -> tuple[Float[Array, "B L"], Bool[Array, "B L"]]:
   """How sure a committed token still is, and whether that alone lets it be reopened.
 
   Args:
-    log_probs: what the model says now.
-    tokens: what stands there.
-    committed: probability of each token when it was committed.
+    now: the probability that the model gives it now.
+    committed: its probability when it was committed.
     remask_by: commit or current.
 
   Returns:
     The confidence by which the weakest are found, and True where the token may go.
   """
   if remask_by == "commit":
-    return committed, jnp.ones(tokens.shape, bool)
-  now = jnp.exp(jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0])
+    return committed, jnp.ones(committed.shape, bool)
   return now, now < committed

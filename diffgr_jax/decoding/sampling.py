@@ -4,8 +4,11 @@
                                                                                                        arg max
 
 The arg max of log p plus Gumbel noise is a draw from p. At temperature 0 there is no noise: the most likely token.
-Every row draws from its own key, so that its tokens depend on its seed and on nothing else in the batch.
+Every row draws from its own key, and each of its positions from a key made of that: a token depends on its row's seed
+and on nothing else in the batch.
 """
+
+import math
 
 from flax import struct
 import jax
@@ -64,13 +67,24 @@ def filtered(log_probs: Float[Array, "*B V"], sampling: Sampling) -> Float[Array
 
 
 def token_scores(
-  log_probs: Float[Array, "B *L V"], sampling: Sampling, row_keys: Key[Array, "B"]
+  log_probs: Float[Array, "B *L V"],
+  sampling: Sampling,
+  row_keys: Key[Array, "B"],
+  place: Int[Array, "B *L"] | None = None,
 ) -> Float[Array, "B *L V"]:
-  """Scores whose arg max is the token: the log-probabilities at temperature 0, a draw from `filtered` above it."""
+  """Scores whose arg max is the token: the log-probabilities at temperature 0, a draw from `filtered` above it.
+
+  A draw depends on its row's key and on its `place` in the row (None: 0, 1, ...), whatever else is drawn beside it.
+  """
 
   def sample() -> Float[Array, "B *L V"]:
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(row_keys)
-    return filtered(log_probs, sampling) + noise
+    *shape, size = log_probs.shape
+    count = jnp.arange(math.prod(shape[1:])).reshape(1, *shape[1:])
+    where = jnp.broadcast_to(count, shape) if place is None else place
+    noise = lambda key, where: jax.random.gumbel(jax.random.fold_in(key, where), (size,))
+    of_row = jax.vmap(noise, in_axes=(None, 0))
+    drawn = jax.vmap(of_row)(row_keys, where.reshape(len(row_keys), -1))
+    return filtered(log_probs, sampling) + drawn.reshape(log_probs.shape)
 
   return jax.lax.cond(sampling.temperature > 0, sample, lambda: log_probs)
 
@@ -90,11 +104,15 @@ def most_likely(scores: Float[Array, "*B V"]) -> Int[Array, "*B"]:
 
 
 def draw_tokens(
-  logits: Float[Array, "B L V"], banned: Bool[Array, "V"], sampling: Sampling, row_keys: Key[Array, "B"]
+  logits: Float[Array, "B L V"],
+  banned: Bool[Array, "V"],
+  sampling: Sampling,
+  row_keys: Key[Array, "B"],
+  place: Int[Array, "B L"] | None = None,
 ) -> Int[Array, "B L"]:
   """The tokens of highest `token_scores`, without writing scores of the whole vocabulary down when nothing is drawn."""
 
   def sample() -> Int[Array, "B L"]:
-    return most_likely(token_scores(log_probabilities(logits, banned), sampling, row_keys))
+    return most_likely(token_scores(log_probabilities(logits, banned), sampling, row_keys, place))
 
   return jax.lax.cond(sampling.temperature > 0, sample, lambda: most_likely(allowed_logits(logits, banned)))

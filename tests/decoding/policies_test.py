@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffgr_jax.decoding import policies
+from diffgr_jax.decoding.denoiser import probability_of
 from diffgr_jax.decoding.policies import (
   Confidence,
   Dynamic,
@@ -30,6 +31,13 @@ def random_log_probs(seed):
 
 def row_keys(seeds):
   return jax.vmap(jax.random.key)(jnp.asarray(seeds))
+
+
+def judged(log_probs):
+  """What `commit_together` is told of distributions: statistics, most likely tokens, and their probabilities."""
+  log_probs = jnp.asarray(log_probs, jnp.float32)
+  tokens = log_probs.argmax(axis=-1)
+  return policies.position_stats(log_probs), tokens, probability_of(log_probs, tokens)
 
 
 def budget(quota, floor=None, spare=None):
@@ -70,9 +78,8 @@ def test_choice_against_numpy(policy):
     log_probs = random_log_probs(seed)
     rng = np.random.default_rng(100 + seed)
     masked, quota = rng.random((B, L)) < 0.6, rng.integers(0, 4, B)
-    commits, _ = policies.commit_together(
-      jnp.asarray(log_probs, jnp.float32),
-      jnp.asarray(log_probs, jnp.float32).argmax(axis=-1),
+    commits = policies.commit_together(
+      *judged(log_probs),
       jnp.asarray(masked),
       row_keys(range(B)),
       budget(quota),
@@ -96,9 +103,8 @@ def test_floor_and_spare_commit_more_but_never_more_than_is_masked():
   log_probs = jnp.asarray(random_log_probs(3), jnp.float32)
   masked = jnp.arange(L)[None] < jnp.array([[0], [2], [3], [7], [7]])
   floor, spare = jnp.array([0, 2, 0, 0, 5]), jnp.array([2, 2, 9, 2, 1])
-  commits, _ = policies.commit_together(
-    log_probs,
-    log_probs.argmax(axis=-1),
+  commits = policies.commit_together(
+    *judged(log_probs),
     masked,
     row_keys(range(B)),
     budget([0, 1, 1, 1, 1], floor, spare),
@@ -145,9 +151,8 @@ def test_a_policy_of_the_users_own():
 
   assert isinstance(LeftToRight(), policies.Policy)
   log_probs = jnp.asarray(random_log_probs(1), jnp.float32)
-  commits, _ = policies.commit_together(
-    log_probs,
-    log_probs.argmax(axis=-1),
+  commits = policies.commit_together(
+    *judged(log_probs),
     jnp.ones((B, L), bool),
     row_keys(range(B)),
     budget([0, 1, 2, 3, 4]),
@@ -206,9 +211,8 @@ def test_rules_over_a_row_against_numpy(policy):
   for seed in range(8):
     log_probs, rng = random_log_probs(seed), np.random.default_rng(seed)
     masked, quota = rng.random((B, L)) < 0.7, rng.integers(1, 4, B)
-    values = jnp.asarray(log_probs, jnp.float32)
-    commits, _ = policies.commit_together(
-      values, values.argmax(axis=-1), jnp.asarray(masked), row_keys(range(B)), budget(quota), policy
+    commits = policies.commit_together(
+      *judged(log_probs), jnp.asarray(masked), row_keys(range(B)), budget(quota), policy
     )
     for b in range(B):
       probs = {i: np.exp(log_probs[b, i]) for i in np.flatnonzero(masked[b])}
