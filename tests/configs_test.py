@@ -77,8 +77,10 @@ def test_rollouts_on_pods_are_accepted(stage):
   check_config(importlib.import_module("configs.pod.rerank").get_config(f"stage={stage},start=w,teacher=t"))
 
 
-def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it():
-  study = importlib.import_module("configs.rerank.study").get_config("seed=3,part=0.1")
+@pytest.mark.parametrize("models", ["", "colabs/models"])
+def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it(models):
+  given = f",models={models}" if models else ""
+  study = importlib.import_module("configs.rerank.study").get_config(f"seed=3,part=0.1{given}")
   cells, seen = cells_of(study), set()
   assert study.against in {cell.name for cell in cells}
   for cell in cells:
@@ -92,6 +94,6 @@ def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it():
     check_config(config)
     assert config.seed == 3
     for folder in filter(None, folders):
-      assert folder.removeprefix("{out}/") in seen
+      assert folder in ("colabs/models/teacher", "colabs/models/student") or folder.removeprefix("{out}/") in seen
     seen.add(cell.name)
-  assert len(seen) == 11
+  assert len(seen) == (10 if models else 12)

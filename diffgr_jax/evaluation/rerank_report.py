@@ -39,6 +39,10 @@ from diffgr_jax.training.metrics import recorded_seconds
 from diffgr_jax.training.rerank_run import RerankRun, made_up_options
 
 TREES_FILE = "trees.json"
+_FIELDS_OF_LISTS = (
+  "shop", "shop_path", "shop_category", "held_out_users", "vectors", "retriever", "list_size", "list_pool",
+  "list_draws", "list_folds", "list_seed", "supporters", "history_items",
+)  # fmt: skip
 RETRIEVER, TREES, BEST = "retriever", "boosted trees", "best order, expected"
 
 
@@ -216,18 +220,34 @@ def law_of(run: RerankRun) -> Law | None:
 
 
 def fitted_trees(run: RerankRun) -> Trees:
-  """Boosted trees on the evidence as prompts word it, chosen on valid; kept in the workdir, or in that of the start."""
+  """Boosted trees on the evidence as prompts word it, chosen on valid; kept in the workdir.
+
+  A run on the lists of its start takes over that run's.
+  """
   file = run.workdir / TREES_FILE
-  if not file.exists() and run.config.start == "run":
-    first = Path(run.config.start_from) / TREES_FILE
-    file = first if first.exists() else file
+  if not file.exists() and (text := _trees_of_start(run)):
+    _write_whole(file, text)
   if file.exists():
     return read_trees(json.loads(file.read_text(encoding="utf-8")))
   trees = fit_trees(run.lists("train").tasks, run.lists("valid").tasks, run.config.list_seed, worded=True)
-  partial = file.with_name(file.name + ".partial")
-  partial.write_text(json.dumps(kept_trees(trees)), encoding="utf-8")
-  partial.replace(file)
+  _write_whole(file, json.dumps(kept_trees(trees)))
   return trees
+
+
+def _trees_of_start(run: RerankRun) -> str | None:
+  """What the run that this one starts from keeps of its trees, if it has the same lists."""
+  first = Path(run.config.start_from)
+  if run.config.start != "run" or not (first / TREES_FILE).exists():
+    return None
+  theirs = json.loads((first / "config.json").read_text(encoding="utf-8"))["config"]
+  same = all(theirs.get(name) == run.config[name] for name in _FIELDS_OF_LISTS)
+  return (first / TREES_FILE).read_text(encoding="utf-8") if same else None
+
+
+def _write_whole(file: Path, text: str) -> None:
+  partial = file.with_name(file.name + ".partial")
+  partial.write_text(text, encoding="utf-8")
+  partial.replace(file)
 
 
 def _chosen_users(run: RerankRun, file: str | None) -> frozenset[str] | None:

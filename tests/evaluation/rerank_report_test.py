@@ -1,16 +1,20 @@
 """Re-ranking evaluation: every row of the table on the same lists, faults counted, users and interactions chosen."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from diffgr_jax.evaluation import rerank_report
 from diffgr_jax.evaluation.rerank_answers import Written, parse_answers, ranked, write_answers
+from diffgr_jax.evaluation.rerank_baselines import kept_trees, read_trees
 from diffgr_jax.evaluation.rerank_report import (
   BEST,
   RETRIEVER,
   answer_figures,
   evaluate_rerank,
+  fitted_trees,
   law_of,
   print_rerank,
 )
@@ -105,6 +109,26 @@ def test_the_record_has_every_system_on_the_same_lists(runs, tmp_path, capsys):
   assert again["metrics"]["test"]["autoregressive"]["R@1 - one"] == 0
   with pytest.raises(FileNotFoundError, match=r"there is no rankings.test.jsonl; evaluate that run first"):
     evaluate_rerank(run, params, against=str(tmp_path), **how)
+
+
+def test_trees_are_taken_over_from_a_start_with_the_same_lists(runs, tmp_path, monkeypatch):
+  first, mine = tmp_path / "first", tmp_path / "mine"
+  for workdir in (first, mine):
+    shutil.copytree(runs[0] / "convert", workdir, ignore=shutil.ignore_patterns("trees.json"))
+  kept = kept_trees(fitted_trees(open_rerank(first)))
+  record = json.loads((mine / "config.json").read_text())
+  record["config"] |= {"start": "run", "start_from": str(first)}
+  (mine / "config.json").write_text(json.dumps(record))
+  fitted = []
+  monkeypatch.setattr(rerank_report, "fit_trees", lambda *_, **__: fitted.append(1) or read_trees(kept))
+  assert kept_trees(fitted_trees(open_rerank(mine))) == kept
+  assert not fitted
+  assert (mine / "trees.json").read_text() == (first / "trees.json").read_text()
+  (mine / "trees.json").unlink()
+  record["config"]["list_seed"] = 7
+  (first / "config.json").write_text(json.dumps(record))
+  fitted_trees(open_rerank(mine))
+  assert fitted
 
 
 def test_users_are_chosen_and_held_out_ones_are_refused(runs, tmp_path):
