@@ -149,7 +149,7 @@ RECIPES: dict[str, Recipe] = {
   ),
   "decode_42m": Recipe(
     "docs/decoding.md",
-    (f"{_BENCH} --config.batch_sizes=1,8 --config.new_tokens=128, --config.rounds=4 --config.most_seconds=300"
+    (f"{_BENCH} --config.batch_sizes=1,8 --config.new_tokens=128, --config.rounds=4 --config.most_seconds=660"
      f" --out={W}/bench",),
     f"{W}/bench/results.json", 12,
     (("128 new tokens, batch 1", "AR", "tok/s"), ("128 new tokens, batch 1", "block 32, 8 a pass", "tok/s")),
