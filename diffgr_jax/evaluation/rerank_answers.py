@@ -7,6 +7,7 @@ token; of a block decoder a denoising pass, and reasoning and answer are told ap
 """
 
 from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 import functools
 import time
@@ -26,6 +27,9 @@ from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.evaluation.rerank import ranking_metrics
 from diffgr_jax.models.inference import decoding_params
 from diffgr_jax.models.transformer import Params
+from diffgr_jax.parallel.distributed import fetch
+from diffgr_jax.parallel.mesh import batch_shards
+from diffgr_jax.parallel.rules import frozen_rules
 from diffgr_jax.rerank.answer import Answers, answer_form, answer_starts, candidate_codes, parse_tokens, rankings
 from diffgr_jax.rerank.chat import encode_messages
 from diffgr_jax.rerank.model_traces import Sample
@@ -78,12 +82,12 @@ def write_answers(
     run: its `decoder`, policy, temperature and budget.
     params: the weights.
     tasks: the lists.
-    batch_size: lists decoded together; None: the config's.
+    batch_size: lists decoded together; None: the config's, or all of fewer lists.
     seed: of row r's draws, with r: a row decodes to the same tokens in any batch.
     quiet: no progress bar.
   """
   prompts = list_prompts(run, tasks)
-  batch = min(batch_size or run.config.eval_batch_size, len(tasks))
+  batch = batch_size or min(run.config.eval_batch_size, len(tasks))
   decode = _decoder(run, params, max(map(len, prompts)), batch)
   seeds = np.arange(len(tasks), dtype=np.int32) + np.int32(seed)
   decode(prompts[:batch], seeds[:batch])  # compiles
@@ -118,9 +122,9 @@ def _decoder(run: RerankRun, params: Params, longest: int, batch: int):
     tokens, valid = pad_prompts(prompts, vocab.pad_id, width=width, rows=batch)
     seeds = np.resize(seeds, batch)
     rows = decode_autoregressive(params, tokens, valid, seeds, run.banned, pad_id=vocab.pad_id, **how)
-    tokens = np.asarray(rows.tokens)[: len(prompts)]
+    tokens = fetch(rows.tokens)[: len(prompts)]
     place = np.arange(room)[None]
-    return tokens, np.where(place < np.asarray(rows.length)[: len(prompts), None], place, -1)
+    return tokens, np.where(place < fetch(rows.length)[: len(prompts), None], place, -1)
 
   size = config.block_size
   options = BlockOptions(size, make_policy(config.policy, config.threshold), vocab.mask_id, pad_id=vocab.pad_id)
@@ -132,9 +136,9 @@ def _decoder(run: RerankRun, params: Params, longest: int, batch: int):
     seeds, steps = np.resize(seeds, batch), config.decode_steps or None
     state = decode_blocks(params, tokens, valid, seeds, run.banned, options=options, steps=steps, **how, **shape)
     tokens, _ = block_answers(state, room, stops, mask_id=vocab.mask_id, pad_id=vocab.pad_id)
-    at = np.minimum(np.asarray(state.start)[:, None] + np.arange(room)[None], state.canvas.shape[1] - 1)
-    step = np.take_along_axis(np.asarray(state.step_map), at, axis=1)
-    tokens = np.asarray(tokens)
+    at = np.minimum(fetch(state.start)[:, None] + np.arange(room)[None], state.canvas.shape[1] - 1)
+    step = np.take_along_axis(fetch(state.step_map), at, axis=1)
+    tokens = fetch(tokens)
     return tokens[: len(prompts)], np.where(tokens != vocab.pad_id, step, -1)[: len(prompts)]
 
   return autoregressive if run.decoder == "autoregressive" else block
@@ -188,6 +192,19 @@ def ranked(answers: Answers, tasks: Sequence[RankingTask], invalid: str) -> list
   ]
 
 
+def _write_where_they_lie(run: RerankRun, params: Params, tasks: Sequence[RankingTask]) -> Written:
+  """On one device of each process if every device has all weights, else on the mesh that they are split over."""
+  leaves = jax.tree.leaves(params)
+  if all(leaf.is_fully_replicated for leaf in leaves):
+    return write_answers(run, jax.tree.map(lambda leaf: leaf.addressable_data(0), params), tasks, quiet=True)
+  model = dataclasses.replace(run.model, rules=frozen_rules(run.config.decode_rules))
+  mesh = leaves[0].sharding.mesh
+  parts = batch_shards(mesh)
+  batch = -(-min(run.config.eval_batch_size, len(tasks)) // parts) * parts
+  with jax.set_mesh(mesh):
+    return write_answers(dataclasses.replace(run, model=model), params, tasks, batch_size=batch, quiet=True)
+
+
 def quick_figures(run: RerankRun, params: Params) -> dict[str, float]:
   """R@1, NDCG@3 and the share of valid answers on some of the valid lists, for the eye and for keep_best."""
   tasks = run.lists("valid").tasks
@@ -195,8 +212,7 @@ def quick_figures(run: RerankRun, params: Params) -> dict[str, float]:
   if not count:
     return {}
   chosen = [tasks[at] for at in np.linspace(0, len(tasks) - 1, count).astype(int)]
-  params = jax.device_put(params, jax.devices()[0])
-  written = write_answers(run, params, chosen, quiet=True)
+  written = _write_where_they_lie(run, params, chosen)
   answers = parse_answers(run, written, chosen)
   metrics = ranking_metrics(ranked(answers, chosen, run.config.invalid), chosen)
   figures: dict[str, Float[np.ndarray, "Q"]] = {name: metrics[name] for name in ("R@1", "NDCG@3")}

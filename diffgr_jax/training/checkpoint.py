@@ -183,13 +183,17 @@ def abstract_state(state_or_shapes: Any, shardings: Any) -> Any:
   )
 
 
-def restore_params(workdir: Path, config: TransformerConfig, step: int | None = None) -> tuple[Params, int]:
-  """Reads only the parameters of a checkpoint, or of a shipped run, onto the first device.
+def restore_params(
+  workdir: Path, config: TransformerConfig, step: int | None = None, shardings: Any = None
+) -> tuple[Params, int]:
+  """Reads only the parameters of a checkpoint, or of a shipped run.
 
   Args:
     workdir: of a run.
     config: of the model that was trained.
     step: which checkpoint; None takes the newest whole one, and names those that it passes over.
+    shardings: where each parameter is to lie, also over several processes (all of which must ask); None: on the first
+      device.
 
   Raises:
     FileNotFoundError: no checkpoint, or not the asked one.
@@ -199,7 +203,7 @@ def restore_params(workdir: Path, config: TransformerConfig, step: int | None = 
     params, shipped = shipped_params(Path(workdir), config)
     if step not in (None, shipped):
       raise FileNotFoundError(f"{workdir} is a shipped run: it holds step {shipped} alone, not {step}")
-    return params, shipped
+    return params if shardings is None else jax.device_put(params, shardings), shipped
   directory = Path(workdir).absolute() / "checkpoints"
   kept: Kept = look_through(directory, newest=step is None)
   if not kept.steps and not kept.damaged:
@@ -215,10 +219,12 @@ def restore_params(workdir: Path, config: TransformerConfig, step: int | None = 
     step = kept.steps[-1]
     for number, wrong in sorted(kept.damaged.items()):
       print(f"checkpoint {number} is damaged ({wrong}): passed over for {step}", flush=True)
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_params(config)
-  )
+  shapes = abstract_params(config)
+  if shardings is None:
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: first, shapes)
+  place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  abstract = jax.tree.map(place, shapes, shardings)
   if not _adapters_alone(directory.parent, config):
     return _read(directory / str(step) / "params", abstract), step
   adapters, base = split_adapters(abstract)

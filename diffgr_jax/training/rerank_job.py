@@ -76,9 +76,10 @@ class RerankJob:
     config = self.config
     if config.start == "run":
       first = open_rerank(Path(config.start_from))
-      params, step = restore_params(first.workdir, first.model)
-      print(f"starts from step {step} of {config.start_from}", flush=True)
-      return jax.device_put(params, shardings)
+      params, step = restore_params(first.workdir, first.model, shardings=shardings)
+      if jax.process_index() == 0:
+        print(f"starts from step {step} of {config.start_from}", flush=True)
+      return params
     if config.start == "pretrained":
       rows = self.run.codes + self.run.vocab.docid_token(0, 0)  # no title tokens: only counted for a new head
       return start_at_pretrained(pretrained_folder(config.pretrained), self.run.vocab, rows, shardings)

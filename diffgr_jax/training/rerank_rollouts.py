@@ -30,8 +30,8 @@ from diffgr_jax.decoding.policies import make_policy
 from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.decoding.trajectory import autoregressive_trajectories, block_trajectories, generated
 from diffgr_jax.evaluation.rerank_answers import list_prompts
-from diffgr_jax.models.transformer import Params, logical_axes
-from diffgr_jax.parallel.distributed import in_turn
+from diffgr_jax.models.transformer import Params, abstract_params, logical_axes
+from diffgr_jax.parallel.distributed import fetch, in_turn, process_rows
 from diffgr_jax.parallel.rules import frozen_rules, shard_batch, tree_shardings
 from diffgr_jax.rerank.answer import Answers, Verdict, answer_form, candidate_codes, parse_tokens
 from diffgr_jax.rerank.reward import answer_rewards
@@ -60,24 +60,35 @@ class Asked:
   targets: Int[np.ndarray, "N"]  # places among the candidates
 
 
+@dataclass(frozen=True)
+class Teacher:
+  """The frozen model that says more of a rollout, and the workdir of its weights."""
+
+  policy: Policy
+  workdir: Path
+
+
 @dataclass(frozen=True, eq=False)
 class RolloutJob(RerankJob):
   """See `RollsOut`."""
 
   asked: Asked = field(kw_only=True)
-  teacher: tuple[Policy, Params] | None = field(kw_only=True)  # opd, and rl with a KL; not yet laid out
+  teacher: Teacher | None = field(kw_only=True)  # opd, and rl with a KL
   rounds: list[Rounds] = field(default_factory=list, kw_only=True)  # made at the first step
 
   def batches(self, mesh: Mesh) -> grain.DatasetIterator:
     config = self.config
     count, a_step = len(self.asked.prompts), config.batch_size // config.group
-    print(f"{count} lists, {a_step} a step, {config.group} rollouts of each", flush=True)
+    if jax.process_index() == 0:
+      print(f"{count} lists, {a_step} a step, {config.group} rollouts of each", flush=True)
     rows = RolloutRows(count, config.group, config.seed)
-    return row_batches(rows, np.arange(config.batch_size), config.batch_size)
+    return row_batches(rows, process_rows(mesh, config.batch_size), config.batch_size)
 
   def roll_out(self, params: Params, step: int, mesh: Mesh) -> tuple[Rows, Figures]:
-    """What step `step` learns from, and figures of it."""
-    return self._rounds(mesh).step(params, step)
+    """This process's rows of what step `step` learns from, and figures of all."""
+    rows, figures = self._rounds(mesh).step(params, step)
+    own = process_rows(mesh, self.config.batch_size)
+    return {name: x[own] for name, x in rows.items()}, figures
 
   def settle(self, mesh: Mesh) -> None:
     self._rounds(mesh).settle()
@@ -85,7 +96,8 @@ class RolloutJob(RerankJob):
   def work(self, rows: dict[str, np.ndarray]) -> Work:
     config = self.config
     flops = rollout_flops(config, self.model, rows["tokens"].shape[1], rows["copy"].shape[1])
-    return Work(1, config.batch_size, float(rows["length"].sum()), float(config.batch_size * flops))
+    share = config.batch_size / len(rows["length"])
+    return Work(1, config.batch_size, share * float(rows["length"].sum()), float(config.batch_size * flops))
 
   # --- rounds ---
 
@@ -107,10 +119,14 @@ class _Writer:
     self._policy = writing_policy(job.config, job.stage.model)
     self._last, self._teacher = time.monotonic(), None
     if job.teacher is not None:
-      policy, params = job.teacher
+      policy = job.teacher.policy
       model = dataclasses.replace(policy.model, rules=job.stage.model.rules)
-      lie = tree_shardings(mesh, params, logical_axes(model), job.config.rules)
-      self._teacher = dataclasses.replace(policy, model=model), jax.device_put(params, lie)
+      lie = tree_shardings(mesh, abstract_params(model), logical_axes(model), job.config.rules)
+      params, step = restore_params(job.teacher.workdir, model, shardings=lie)
+      if jax.process_index() == 0:
+        what = "reference" if job.config.stage == RL else "teacher"
+        print(f"{what}: step {step} of {job.teacher.workdir}", flush=True)
+      self._teacher = dataclasses.replace(policy, model=model), params
 
   def write(self, params: Params, number: int, indices: Sequence[int]) -> tuple[Rows, Figures]:
     """The rollouts of a round as the rows of its steps."""
@@ -171,6 +187,7 @@ class _Writer:
       useful = np.flatnonzero(more["kept"].reshape(-1, group)[:, 0])[: len(empty)]
       put, take = ((at[:, None] * group + np.arange(group)[None]).reshape(-1) for at in (empty[: len(useful)], useful))
       rows, more = _same_passes(rows, more)
+      rows = {name: np.array(x) for name, x in rows.items()}  # what came from a device can't be written to
       for name, x in rows.items():
         x[put] = more[name][take]
     return rows
@@ -201,12 +218,12 @@ class _Writer:
     return scores
 
   def _in_parts(self, score, rows: Rows) -> Rows:
-    """Scores as many rollouts at once as a part of a train step holds."""
+    """Scores as many rollouts at once as a part of a train step holds; every process gets all scores."""
     size = self._config.batch_size // self._config.microbatches
-    found = []
+    own, found = process_rows(self._mesh, size), []
     for begin in range(0, len(rows["tokens"]), size):
-      part = shard_batch({name: x[begin : begin + size] for name, x in rows.items()}, self._mesh)
-      found.append(jax.device_get(score(part)))
+      part = shard_batch({name: x[begin + own] for name, x in rows.items()}, self._mesh)
+      found.append({name: fetch(x) for name, x in score(part).items()})
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
@@ -218,7 +235,8 @@ def roll_out(
 ) -> Rows:
   """Rollouts of prompts as host arrays: the fields of `Trajectories`, and `copy` (stages/replay.py).
 
-  Every row has `config.row_length` slots, so that all rounds share a decoder.
+  In a job of several processes all write together, split as the mesh splits a batch, and every one gets all rows. Every
+  row has `config.row_length` slots, so that all rounds share a decoder.
   """
   config, vocab, stops = run.config, run.vocab, ((run.vocab.eos_id,),)
   model = dataclasses.replace(policy.model, rules=frozen_rules(config.decode_rules))
@@ -238,7 +256,7 @@ def roll_out(
   else:
     rows = decode_autoregressive(params, tokens, valid, seeds, run.banned, pad_id=vocab.pad_id, **how)
     found = _token_trajectories(rows, tokens, valid, stops, mask_id=vocab.mask_id)
-  rows = {one.name: np.asarray(getattr(found, one.name)) for one in dataclasses.fields(found)}
+  rows = {one.name: fetch(getattr(found, one.name)) for one in dataclasses.fields(found)}
   passes = int(rows["step"].max(initial=0)) + 1 if policy.in_blocks else 1
   return rows | {"copy": _copy(len(prompts), passes)}
 
@@ -315,18 +333,21 @@ def rollout_job(config: Config, workdir: Path) -> RolloutJob:
   """Builds, or reads, the run, its prompts and its teacher.
 
   Raises:
-    ValueError: a job of several processes, a teacher that does not fit; and what `prepare_rerank` raises.
+    ValueError: rounds written ahead by several processes, a teacher that does not fit; what `prepare_rerank` raises.
   """
-  if jax.process_count() > 1:
-    raise ValueError(f"config.stage {config.stage!r} rolls out in one process, not in {jax.process_count()}")
+  if jax.process_count() > 1 and config.rollout_ahead:
+    raise ValueError(
+      f"config.rollout_ahead is for one process, not for {jax.process_count()}: they would come to their collectives in"
+      " different orders"
+    )
   run = prepare_rerank(config, workdir)
   if not config.steps:
     return RolloutJob(run, (), asked=Asked([], np.zeros((0, 0), np.int64), np.zeros(0, np.int64)), teacher=None)
   return RolloutJob(run, (), asked=asked_lists(run), teacher=_teacher(run))
 
 
-def _teacher(run: RerankRun) -> tuple[Policy, Params] | None:
-  """The frozen model that says more of a rollout: opd's teacher, or rl's reference."""
+def _teacher(run: RerankRun) -> Teacher | None:
+  """opd's teacher, or rl's reference."""
   config = run.config
   if config.stage == RL and not config.kl_weight:
     return None
@@ -340,15 +361,14 @@ def _teacher(run: RerankRun) -> tuple[Policy, Params] | None:
       raise ValueError(
         f"config.teacher {folder} has other tokens than {config.start_from}: they need one mid-training or SFT"
       )
-  params, step = restore_params(first.workdir, first.model)
-  print(f"{'reference' if config.stage == RL else 'teacher'}: step {step} of {folder}", flush=True)
   model = dataclasses.replace(first.model, attention=config.attention)
   policy = writing_policy(config, model)
-  if config.stage == OPD:
+  if config.stage == OPD and jax.process_index() == 0:
     kept = 1 if config.divergence == opd.SAMPLED else 2 * config.teacher_top_k or first.model.vocab_size
     size = 4 * config.batch_size * config.updates_per_rollout * config.max_new_tokens * kept
     print(f"its scores of a round take {size / 1e6:.0f} MB", flush=True)
-  return dataclasses.replace(policy, block_size=config.block_size if policy.in_blocks else 1), params
+  policy = dataclasses.replace(policy, block_size=config.block_size if policy.in_blocks else 1)
+  return Teacher(policy, first.workdir)
 
 
 def asked_lists(run: RerankRun) -> Asked:

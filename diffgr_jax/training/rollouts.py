@@ -92,7 +92,7 @@ class Rounds:
   def _written(self, params: Any, number: int) -> tuple[Rows, Figures]:
     count = self._batch_size * self._updates
     rows, figures = self._write(params, number, range(number * count, (number + 1) * count))
-    if self._updates > 1 or self._ahead:
+    if jax.process_index() == 0 and (self._updates > 1 or self._ahead):
       self._folder.mkdir(parents=True, exist_ok=True)
       partial = self._folder / f"{number}.partial.npz"
       np.savez(partial, allow_pickle=False, **rows)
