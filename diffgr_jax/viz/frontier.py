@@ -32,6 +32,7 @@ def draw_frontier(figures: Mapping[int, Mapping[str, Mapping[str, float]]], path
         panel.set_ylabel("share of valid answers" if measure == "valid" else measure)
     panels[0][column].set_title(f"batch {rows}")
     panels[-1][column].set_xlabel("accepted tokens per second")
+    panels[0][column].margins(y=0.16)  # room for the thresholds above the points
   panels[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
   figure.suptitle(title)
   figure.tight_layout()
