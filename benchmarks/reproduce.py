@@ -60,11 +60,11 @@ def _evaluate(name: str, *more: str) -> str:
   return " ".join((f"python -m diffgr_jax.evaluate --workdir={W}/{name}", *more))
 
 
-def _shipped(name: str, *more: str) -> str:
+def _shipped(name: str, *more: str) -> tuple[str, ...]:
   """Evaluates a model of the repository, in a copy that takes its trees and rankings."""
   test = f"--set=eval_splits=test --set=eval_limit=0 --set=eval_batch_size=64 --out={W}/{name}/results.json"
-  command = " ".join((_evaluate(name, test), *more))
-  return f"mkdir -p {W} && rm -rf {W}/{name} && cp -r colabs/models/{name} {W}/{name} && {command}"
+  copy = (f"mkdir -p {W}", f"rm -rf {W}/{name}", f"cp -r colabs/models/{name} {W}/{name}")
+  return *copy, _evaluate(name, test, *more)
 
 
 def _both(split: str, method: str, *measures: str) -> tuple[tuple[str, str, str], ...]:
@@ -142,17 +142,18 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/gqwiki_ar_titles/results.json", 10, _both("test", "beam 100", "Hit@1"), machine="H100",
   ),
   "made_up_teacher": Recipe(
-    "docs/reranking.md", (_shipped("teacher"),), f"{W}/teacher/results.json", 10,
+    "docs/reranking.md", _shipped("teacher"), f"{W}/teacher/results.json", 10,
     (("test", "autoregressive", "R@1"), ("test", "autoregressive", "valid")), 0.015,
   ),
   "made_up_student": Recipe(
-    "docs/reranking.md", (_shipped("teacher"), _shipped("student", f"--against={W}/teacher")),
+    "docs/reranking.md", (*_shipped("teacher"), *_shipped("student", f"--against={W}/teacher")),
     f"{W}/student/results.json", 20, (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.015,
   ),
   "made_up_frontier": Recipe(
     "docs/reranking.md",
     ("python -m diffgr_jax.bench --config=configs/bench/rerank.py:teacher=colabs/models/teacher"
-     ",student=colabs/models/student --config.lists=64 \"--config.policies=('prefix',)\" --config.thresholds=0.5,0.7,0.9,0.98,1.0"
+     ",student=colabs/models/student --config.lists=64"
+     " \"--config.policies=('prefix',)\" --config.thresholds=0.5,0.7,0.9,0.98,1.0"
      f" --config.most_seconds=300 --out={W}/frontier",),
     f"{W}/frontier/results.json", 12,
     (("test, batch 1", "AR", "tokens/s"), ("test, batch 1", "block 8, prefix 0.9", "tokens a forward")), 0.25, True,
