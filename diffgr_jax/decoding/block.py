@@ -147,7 +147,9 @@ def _decode_loop(params, state, setting, *, config, options, context) -> BlockSt
 
   def enter(carry: _Carry, first: bool) -> _Carry:
     state, cache, hidden = open_block(params, carry[0], carry[1], setting, first=first, **static)
-    return (state if hidden is None else commit(params, state, hidden, setting, **static)[0]), cache
+    if hidden is not None:  # a block that begins is open nearly everywhere
+      state, _ = commit(params, state, hidden, setting, read_all=True, **static)
+    return state, cache
 
   def step(carry: _Carry) -> _Carry:
     hidden, cache = _denoise_pass(params, carry[0], carry[1], **static)
