@@ -6,6 +6,7 @@ Whatever reads the weights of a workdir (`load`, evaluate, bench, `start=` of a 
 What a checkpoint has beside them, the optimizer and the position in the data, stays behind: a shipped run cannot go on.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 import shutil
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from safetensors import safe_open
 from safetensors.flax import load_file, save_file
 
+from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params, abstract_params
 
@@ -37,6 +39,9 @@ def ship_run(workdir: Path, config: Any, params: Params, step: int, out: str | P
   for name in _KEPT:
     if (workdir / name).is_dir():
       shutil.copytree(workdir / name, out / name)
+  if config.task == "rerank":  # it reads its items' codes, and gives none
+    codes = CodeIndex.load(out / "index" / "codes.npz")
+    dataclasses.replace(codes, quantizer=None).save(out / "index" / "codes.npz")
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
   own = json.loads(config.to_json())
   record["config"] = own | {name: "" for name in _FOLDERS if name in own}

@@ -1,11 +1,16 @@
 """Shipped runs: small, loaded as a workdir is, answering as their weights in bfloat16 do."""
 
+import dataclasses
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import diffgr_jax as dg
+from diffgr_jax.docid.codes import CodeIndex
+from diffgr_jax.docid.residual_quantizer import ResidualQuantizer
 from diffgr_jax.training.loop import train_and_evaluate
 from tests.training.tiny_rerank import tiny
 
@@ -27,6 +32,19 @@ def test_a_shipped_re_ranker_writes_what_its_run_writes(rerank_runs, tmp_path):
     own.ship(tmp_path / "shipped")
   with pytest.raises(FileNotFoundError, match="holds step 0 alone, not 3"):
     dg.load(tmp_path / "shipped", step=3)
+
+
+def test_a_shipped_re_ranker_leaves_its_quantizer_behind(rerank_runs, tmp_path):
+  shutil.copytree(rerank_runs[0] / "convert", tmp_path / "run")
+  file = tmp_path / "run" / "index" / "codes.npz"
+  codes = CodeIndex.load(file)
+  dataclasses.replace(codes, quantizer=ResidualQuantizer(np.zeros((2, 16, 64), np.float32))).save(file)
+  folder = dg.load(tmp_path / "run").ship(tmp_path / "shipped")
+  kept = CodeIndex.load(folder / "index" / "codes.npz")
+  assert kept.quantizer is None
+  np.testing.assert_array_equal(kept.codes, codes.codes)
+  assert kept.doc_ids == codes.doc_ids
+  np.testing.assert_array_equal(dg.load(folder).run.codes, dg.load(tmp_path / "run").run.codes)
 
 
 def test_a_shipped_retriever_needs_no_data(tiny_config, tmp_path):
