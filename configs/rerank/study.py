@@ -5,7 +5,7 @@ messages of mid-training first), OPD, OPD then RL, RL without OPD, and OPD where
 with its figures, all compared with the teacher. `part=0.1` takes a tenth of all steps.
 
 `models=colabs/models` begins with a teacher and a student that are there (folders of these names), and runs the stages
-of rollouts alone. On 2 cores a step of OPD takes 20 to 30 seconds, so that takes hours, and `part=0.25` about one.
+of rollouts alone. On 2 cores that takes hours: a step of OPD 20 to 30 seconds, an evaluation minutes.
 """
 
 import ml_collections
