@@ -7,6 +7,7 @@ full. Prints one line of JSON. MFU is by the rule of models/flops.py, against wh
 reaches here in the compute dtype, times the devices; compile time is apart.
 """
 
+import dataclasses
 import json
 import statistics
 import time
@@ -38,6 +39,8 @@ def main(_) -> None:
   config = _CONFIG.value
   mesh = make_mesh(config.mesh.to_dict())
   job = plan(config, _DOCUMENTS.value, "train")
+  # A plan has the attention of a TPU; what runs here is chosen by where it runs.
+  job = dataclasses.replace(job, model=dataclasses.replace(job.model, attention=config.attention))
   model, length = job.model, job.canvas_length
   check_batch(config, batch_shards(mesh), jax.process_count())
   check_mesh(config, model, length, mesh)
