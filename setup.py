@@ -1,4 +1,5 @@
-"""What pyproject.toml cannot say: in a wheel, configs/ lies inside the package, so that no top-level name is taken."""
+"""What pyproject.toml cannot say: in a wheel, configs/ and colabs/models/ lie inside the package, so that no top-level
+name is taken."""
 
 from pathlib import Path
 
@@ -9,4 +10,6 @@ CONFIGS = {
   for folder in sorted({file.parent for file in Path("configs").rglob("*.py")})
 }
 
-setup(packages=[*find_packages(include=["diffgr_jax*"]), *CONFIGS], package_dir=CONFIGS)
+MODELS = {"diffgr_jax.colabs.models": "colabs/models"}
+
+setup(packages=[*find_packages(include=["diffgr_jax*"]), *CONFIGS, *MODELS], package_dir=CONFIGS | MODELS)

@@ -117,16 +117,22 @@ Image(free.draw(WORKDIR / "free.png"))
 # others. Below: the entropy that is left, pass after pass.
 
 # %%
-POLICIES = ("random", "sequential", "confidence", "margin", "entropy")
+POLICIES = {  # colours that colour-blind readers tell apart (Okabe and Ito)
+  "random": "#000000",
+  "sequential": "#e69f00",
+  "confidence": "#0072b2",
+  "margin": "#d55e00",
+  "entropy": "#009e73",
+}
 figure, panels = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True, layout="constrained")
 for panel, steps in zip(panels, (3, 8), strict=True):
-  for policy, marker in zip(POLICIES, "osD^v", strict=True):
+  for (policy, colour), marker in zip(POLICIES.items(), "osD^v", strict=True):
     trace = retriever.decoding(policy=policy, decode_steps=steps).trace(QUERY).trace
     left = [
       float(entropy[0][masked[0]].sum()) for entropy, masked in zip(trace.entropy, trace.masked[:-1], strict=True)
     ]
-    panel.plot(range(len(left) + 1), [*left, 0.0], marker=marker, label=policy)
-  panel.set(title=f"{steps} passes", xlabel="passes done")
+    panel.plot(range(len(left) + 1), [*left, 0.0], marker=marker, color=colour, label=policy)
+  panel.set(title=f"{steps} passes", xlabel="passes done", xticks=range(steps + 1))
 panels[0].set_ylabel("entropy of masked positions (nats)")
 panels[1].legend(frameon=False)
 plt.show()

@@ -72,10 +72,7 @@ Image(draw_patterns(PICTURES / "patterns.png"))
 # ## Two models, one list
 
 # %%
-MODELS = (inside or Path.cwd()) / "colabs" / "models"
-if not MODELS.is_dir():
-  raise SystemExit(f"{MODELS} is not there: this notebook needs the repository's models (set REPOSITORY above)")
-teacher, student = dg.load(MODELS / "teacher"), dg.load(MODELS / "student")
+teacher, student = dg.load(dg.shipped("teacher")), dg.load(dg.shipped("student"))
 lists = student.lists("test")
 chosen = [lists[at] for at in np.linspace(0, len(lists) - 1, 16).astype(int)]
 titles = {item.item_id: item.title for item in student.run.shop.items}
@@ -125,7 +122,7 @@ Image(
 # read that. Validity is the share of answers that hold every candidate exactly once; nothing outside the model sees to it.
 
 # %%
-THRESHOLDS = (1.0, 0.95, 0.9, 0.7, 0.5)
+THRESHOLDS = (1.0, 0.95, 0.8, 0.5)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for policy, marker, colour in (("prefix", "o", "#0072b2"), ("threshold", "s", "#d55e00")):
   rates, valid = [], []

@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from diffgr_jax.api import Hit, Ranking, Reranker, Retriever, Writer, config, load, train
+  from diffgr_jax.api import Hit, Ranking, Reranker, Retriever, Writer, config, load, shipped, train
 
-__all__ = ["Hit", "Ranking", "Reranker", "Retriever", "Writer", "config", "load", "train"]
+__all__ = ["Hit", "Ranking", "Reranker", "Retriever", "Writer", "config", "load", "shipped", "train"]
 
 
 def __getattr__(name: str):

@@ -8,6 +8,7 @@
     reranker = dg.load("workdir/cft")
     reranker.rerank(reranker.lists("test")[:8])                rankings, what was written, and whether it was valid
 
+    dg.load(dg.shipped("student"))                             a small one that comes with the project
     dg.load("checkpoint").write("Once upon a time").text       a converted Hugging Face checkpoint
 
     config = dg.config("docid/folder.py:path=DIR,steps=800")   a config of configs/
@@ -43,6 +44,7 @@ from diffgr_jax.training.run import Run, open_run
 from diffgr_jax.training.shipped import is_shipped, ship_run
 from diffgr_jax.viz.worked import Answer, Denoising, answer_query
 
+_PACKAGE = Path(__file__).parent
 _TOGETHER = 32  # queries or lists that are decoded at once
 
 
@@ -219,19 +221,36 @@ def config(name: str) -> Any:
     ValueError: no such file, or an argument that it does not take.
   """
   file, _, arguments = name.partition(":")
-  package = Path(__file__).parent
-  beside, inside = package.parent / "configs", package / "configs"  # in the repository; in an installed package
-  folder = beside if beside.is_dir() else inside
+  folder = _comes_with("configs")
   if not (folder / file).is_file():
     there = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
     raise ValueError(f"no config {file!r} in {folder}; there are {', '.join(there)}")
   if "configs" not in sys.modules:  # configs import one another by this name
-    if folder == beside:
-      sys.path.append(str(beside.parent))
-    else:
+    if folder.parent == _PACKAGE:
       sys.modules["configs"] = importlib.import_module("diffgr_jax.configs")
+    else:
+      sys.path.append(str(folder.parent))
   module = importlib.import_module("configs." + file.removesuffix(".py").replace("/", "."))
   return module.get_config(arguments)
+
+
+def shipped(name: str) -> Path:
+  """The folder of a small re-ranker of the made-up shop that comes with the project: `teacher` or `student`.
+
+  Raises:
+    ValueError: there is none of this name.
+  """
+  folder = _comes_with("colabs/models")
+  if not (folder / name / "config.json").is_file():
+    there = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    raise ValueError(f"no model {name!r} in {folder}; there are {', '.join(there)}")
+  return folder / name
+
+
+def _comes_with(name: str) -> Path:
+  """A folder of the project: beside the package in the repository, inside it where it is installed."""
+  beside = _PACKAGE.parent / name
+  return beside if beside.is_dir() else _PACKAGE / name
 
 
 def train(config: Any, workdir: str | Path) -> Retriever | Reranker:

@@ -84,6 +84,12 @@ def test_a_checkpoint_writes_text(folder_of):  # noqa: F811 (that fixture)
     dg.load(folder, step=3)
 
 
+def test_models_come_with_the_project_and_others_are_named():
+  assert dg.load(dg.shipped("teacher")).run.decoder == "autoregressive"
+  with pytest.raises(ValueError, match=r"no model 'techer' in .*; there are student, teacher"):
+    dg.shipped("techer")
+
+
 def test_importing_loads_nothing_and_the_rest_is_named():
   code = "import diffgr_jax, sys; print(sorted({'jax', 'grain', 'orbax', 'flax'} & set(sys.modules)), dir(diffgr_jax))"
   said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

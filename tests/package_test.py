@@ -29,7 +29,7 @@ def wheel(tmp_path_factory):
   source = out / "source"
   tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
   for name in filter(lambda name: (ROOT / name).is_file(), tracked.split("\0")):
-    if name.split("/")[0] in ("diffgr_jax", "configs") or "/" not in name:
+    if name.startswith(("diffgr_jax/", "configs/", "colabs/models/")) or "/" not in name:
       (source / name).parent.mkdir(parents=True, exist_ok=True)
       (source / name).write_bytes((ROOT / name).read_bytes())
   command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
@@ -43,17 +43,21 @@ def test_a_wheel_takes_one_top_level_name_and_brings_configs_and_types(wheel):
   assert {"diffgr_jax/py.typed", "diffgr_jax/viz/live.py", "diffgr_jax/configs/docid/folder.py"} <= set(names)
   own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "diffgr_jax").rglob("*.py")}
   assert own <= set(names)
+  models = {path.relative_to(ROOT).as_posix() for path in (ROOT / "colabs" / "models").glob("*/*") if path.is_file()}
+  assert {f"diffgr_jax/{name}" for name in models} <= set(names)
+  assert wheel.stat().st_size < 8e6
 
 
-def test_an_installed_package_finds_its_configs(wheel, tmp_path):
+def test_an_installed_package_finds_its_configs_and_models(wheel, tmp_path):
   """Unpacked where nothing else of the repository is."""
   zipfile.ZipFile(wheel).extractall(tmp_path)
   code = (
     "import diffgr_jax as dg; print(dg.__file__);"
-    "print(dg.config('docid/folder.py:path=D,steps=7').steps, dg.config('rerank/sft.py:start=W,pool=50').list_pool)"
+    "print(dg.config('docid/folder.py:path=D,steps=7').steps, dg.config('rerank/sft.py:start=W,pool=50').list_pool);"
+    "print(dg.load(dg.shipped('student')).run.decoder)"
   )
   run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-  assert run.stdout.splitlines() == [str(tmp_path / "diffgr_jax" / "__init__.py"), "7 50"]
+  assert run.stdout.splitlines() == [str(tmp_path / "diffgr_jax" / "__init__.py"), "7 50", "block"]
 
 
 def test_core_code_imports_jax_flax_optax_and_numpy_only():

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_models_of_the_repository_are_small_and_load():
   for name, decoder in (("teacher", "autoregressive"), ("student", "block")):
-    folder = ROOT / "colabs" / "models" / name
+    folder = dg.shipped(name)
+    assert folder == ROOT / "colabs" / "models" / name
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 5e6
     assert dg.load(folder).run.decoder == decoder
