@@ -40,6 +40,7 @@ class Recipe:
     minutes: of all commands, on `machine`.
     figures: what is compared: split, method, measure; none: the commands check themselves.
     tolerance: of a figure, as a difference; or, with `relative`, as a share of it.
+    remark: how the commands differ from what made the record.
   """
 
   shown: str
@@ -50,6 +51,7 @@ class Recipe:
   tolerance: float = 0.03
   relative: bool = False
   machine: str = "2 cores"
+  remark: str = ""
 
 
 def _main(config: str, name: str, *more: str) -> str:
@@ -60,9 +62,19 @@ def _evaluate(name: str, *more: str) -> str:
   return " ".join((f"python -m diffgr_jax.evaluate --workdir={W}/{name}", *more))
 
 
+_TEST = "--set=eval_splits=test --set=eval_limit=0 --set=eval_batch_size=64"
+
+
+def _beauty(stage: str, arguments: str, name: str, *fields: str) -> str:
+  """A stage of the Beauty re-rankers."""
+  data = f"--config.vectors={{data}}/amazon_beauty/items_minilm_f16.npy --config.data_dir={W}/beauty_data"
+  config = f"rerank/{stage}:shop=amazon_beauty,path={{data}}/amazon_beauty," + arguments.replace("{W}", W)
+  return _main(config, name, data, "--config.eval_limit=128", *fields)
+
+
 def _shipped(name: str, *more: str) -> tuple[str, ...]:
   """Evaluates a model of the repository, in a copy that takes its trees and rankings."""
-  test = f"--set=eval_splits=test --set=eval_limit=0 --set=eval_batch_size=64 --out={W}/{name}/results.json"
+  test = f"{_TEST} --out={W}/{name}/results.json"
   copy = (f"mkdir -p {W}", f"rm -rf {W}/{name}", f"cp -r colabs/models/{name} {W}/{name}")
   return *copy, _evaluate(name, test, *more)
 
@@ -76,6 +88,28 @@ _PYDOCS = (("test", _BEST, "Hit@1"), ("test", _BEST, "MRR@10"))
 _INDEX = "python -m diffgr_jax.index build --corpus=folder --path={data}/gqwiki --vectors=minilm"
 _BOUND = "--config.document_weight=0. --config.all_masked_fraction=0. --config.start_share=0."
 _TITLES = _BOUND.replace(" --config.start_share=0.", "")
+_PRODUCT = (
+  "make pretrained", f"{_INDEX} --title_weight=.3 --method=product --levels=64 --out={W}/pq.npz",
+  _main(f"docid/codes.py:index={W}/pq.npz,path={{data}}/gqwiki", "gqwiki_product"),
+)  # fmt: skip
+_BEAUTY_TEACHER = (
+  _beauty("mid_training.py", "pool=50,steps=9000", "beauty_mid", "--config.batch_size=32"),
+  _beauty("sft.py", "pool=50,start={W}/beauty_mid,steps=5000", "beauty_sft",
+          "--config.batch_size=16 --config.learning_rate=2e-3"),
+  _beauty("sft.py", "pool=10,start={W}/beauty_sft,steps=2", "beauty_top10"),  # its messages are what is wanted
+  _beauty("sft.py", "pool=10,start={W}/beauty_sft,steps=1200", "beauty_teacher",
+          f"--config.examples={W}/beauty_top10+{W}/beauty_sft --config.batch_size=16 --config.learning_rate=1e-3"),
+)  # fmt: skip
+_NOT_AS_ONE = (
+  "The record's models came about with breaks: mid-training was begun on 2 cores and ended after 6,984 steps, its"
+  " messages were drawn once (docs/reranking.md). These commands are the same stages in one go, which were not run."
+)
+_RL_TEACHER = (_main("rerank/rl.py:start=colabs/models/teacher,steps=100", "teacher_rl", "--config.eval_limit=128"),)
+_OPD_STUDENT = (
+  _main("rerank/opd.py:start=colabs/models/student,teacher=colabs/models/teacher,block=8,steps=100", "opd",
+        "--config.batch_size=64 --config.eval_limit=128"),
+)  # fmt: skip
+_EVERY = "one_pass,topk,constrained,free,argmax,stochastic,blocks,pseudo_beam,best_of_n,match,chain"
 _BENCH = "python -m diffgr_jax.bench --config=configs/bench/decode.py"
 
 RECIPES: dict[str, Recipe] = {
@@ -117,9 +151,7 @@ RECIPES: dict[str, Recipe] = {
   ),
   "gqwiki_product": Recipe(
     "README.md, docs/docid.md",
-    ("make pretrained", f"{_INDEX} --title_weight=.3 --method=product --levels=64 --out={W}/pq.npz",
-     _main(f"docid/codes.py:index={W}/pq.npz,path={{data}}/gqwiki", "gqwiki_product"),
-     _evaluate("gqwiki_product", f"--set=decodings=one_pass,topk --out={W}/gqwiki_product.json")),
+    (*_PRODUCT, _evaluate("gqwiki_product", f"--set=decodings=one_pass,topk --out={W}/gqwiki_product.json")),
     f"{W}/gqwiki_product.json", 10, _both("test", _ONE, "Hit@1", "MRR@10"), machine="H100",
   ),
   "gqwiki_codes_bound": Recipe(
@@ -141,6 +173,48 @@ RECIPES: dict[str, Recipe] = {
                               "--config.batch_size=128 --config.learning_rate=3e-4")),
     f"{W}/gqwiki_ar_titles/results.json", 10, _both("test", "beam 100", "Hit@1"), machine="H100",
   ),
+  "gqwiki_ar_codes": Recipe(
+    "docs/docid.md",
+    ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
+     _main(f"docid/autoregressive.py:index={W}/rq.npz,path={{data}}/gqwiki", "gqwiki_ar_codes",
+           "--config.batch_size=128 --config.learning_rate=3e-4")),
+    f"{W}/gqwiki_ar_codes/results.json", 10, _both("test", "beam 100", "Hit@1"), machine="H100",
+  ),
+  "gqwiki_product_decodings": Recipe(
+    "docs/docid.md",
+    (*_PRODUCT, _evaluate("gqwiki_product", f"--set=decodings={_EVERY} --set=chain_steps=4 --set=dense="
+                          f" --set=eval_splits=valid_unseen --out={W}/gqwiki_product_decodings.json")),
+    f"{W}/gqwiki_product_decodings.json", 60,
+    (("valid_unseen", _ONE, "Hit@1"), ("valid_unseen", "match 100", "Hit@1")), machine="H100",
+  ),
+  "gqwiki_product_distractors": Recipe(
+    "docs/docid.md",
+    (*_PRODUCT, f"mkdir -p {W}/all", f"cp {{data}}/gqwiki/queries.test_unseen.jsonl {W}/all/test_unseen.jsonl",
+     f"bash -c 'cat {{data}}/gqwiki/corpus.jsonl {{data}}/gqwiki/distractors.jsonl > {W}/all/corpus.jsonl'",
+     f"python -m diffgr_jax.index build --corpus=folder --path={W}/all --vectors=minilm --title_weight=.3"
+     f" --quantizer={W}/pq.npz --out={W}/pq_all.npz",
+     _evaluate("gqwiki_product", f"--queries={W}/all/test_unseen.jsonl --corpus={W}/all/corpus.jsonl"
+               f" --docid_index={W}/pq_all.npz --set=dense= --set=decodings=one_pass --out={W}/all/test_unseen.json")),
+    f"{W}/all/test_unseen.json", 30, (("test_unseen", _ONE, "Hit@1"),), machine="H100",
+  ),
+  "gqwiki_rq4": Recipe(
+    "docs/experiments.md",
+    ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
+     _main(f"docid/codes.py:index={W}/rq.npz,path={{data}}/gqwiki,steps=400", "gqwiki_rq4",
+           "--config.batch_size=32 --config.all_masked_fraction=0.4 --config.start_share=0."),
+     _evaluate("gqwiki_rq4", "--set=decodings=one_pass,topk --set=topk_steps=4 --set=topk_beam=8"
+               f" --set=topk_policy=sequential --set=eval_splits=valid_seen,valid_unseen --out={W}/gqwiki_rq4.json")),
+    f"{W}/gqwiki_rq4.json", 25, _both("valid", _ONE, "Hit@1"),
+  ),
+  "cranfield": Recipe(
+    "docs/docid.md",
+    ("make pretrained",
+     "python -m diffgr_jax.index build --corpus=folder --path={data}/cranfield --vectors=minilm --title_weight=.3"
+     f" --method=product --levels=32 --codes=512 --out={W}/cranfield.npz",
+     _main(f"docid/codes.py:index={W}/cranfield.npz,path={{data}}/cranfield,steps=400", "cranfield",
+           "--config.learning_rate=2.5e-5 --config.eval_every=0")),
+    f"{W}/cranfield/results.json", 5, (("test", _ONE, "Hit@1"), ("test", _ONE, "nDCG@10")), machine="H100",
+  ),
   "made_up_teacher": Recipe(
     "docs/reranking.md", _shipped("teacher"), f"{W}/teacher/results.json", 10,
     (("test", "autoregressive", "R@1"), ("test", "autoregressive", "valid")), 0.015,
@@ -157,6 +231,62 @@ RECIPES: dict[str, Recipe] = {
      f" --config.most_seconds=300 --out={W}/frontier",),
     f"{W}/frontier/results.json", 12,
     (("test, batch 1", "AR", "tokens/s"), ("test, batch 1", "block 8, prefix 0.9", "tokens a forward")), 0.25, True,
+  ),
+  "made_up_teacher_rl": Recipe(
+    "docs/reranking.md", (*_shipped("teacher"), *_RL_TEACHER, _evaluate(
+      "teacher_rl", _TEST, f"--pool=50 --against={W}/teacher --out={W}/teacher_rl/test.json")),
+    f"{W}/teacher_rl/test.json", 15, (("test", "autoregressive", "R@1"), ("test", "autoregressive", "valid")), 0.02,
+    machine="H200",
+  ),
+  "made_up_student_opd": Recipe(
+    "docs/reranking.md", (*_shipped("student"), *_OPD_STUDENT, _evaluate(
+      "opd", _TEST, f"--pool=50 --against={W}/student --out={W}/opd/test.json")),
+    f"{W}/opd/test.json", 15, (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.02,
+    machine="H200",
+  ),
+  "made_up_student_opd_rl": Recipe(
+    "docs/reranking.md",
+    (*_shipped("student"), *_OPD_STUDENT,
+     _main(f"rerank/rl.py:start={W}/opd,block=8,steps=100", "opd_rl", "--config.eval_limit=128"),
+     _evaluate("opd_rl", _TEST, f"--pool=50 --against={W}/student --out={W}/opd_rl/test.json")),
+    f"{W}/opd_rl/test.json", 20, (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.02,
+    machine="H200",
+  ),
+  "made_up_student_opd_fast": Recipe(
+    "docs/reranking.md",
+    (*_RL_TEACHER,
+     _main("rerank/opd.py:pool=50,block=8,threshold=0.6,start=colabs/models/student"
+           f",teacher={W}/teacher_rl,steps=60", "opd_fast", "--config.threshold=0.6 --config.eval_limit=128"),
+     _evaluate("opd_fast", _TEST, f"--out={W}/opd_fast/test.json")),
+    f"{W}/opd_fast/test.json", 15, (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.03,
+    machine="H200", remark="As recorded, its 60 steps and its figures were made on 2 cores, in 36 minutes and some.",
+  ),
+  "made_up_student_fast": Recipe(
+    "docs/reranking.md", _shipped("student", "--set=threshold=0.6"), f"{W}/student/results.json", 8,
+    (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.015,
+  ),
+  "beauty_teacher": Recipe(
+    "docs/reranking.md", (*_BEAUTY_TEACHER, _evaluate("beauty_teacher", _TEST, f"--pool=50 --out={W}/b50/test.json")),
+    f"{W}/b50/test.json", 15, (("test", "autoregressive", "R@1"), ("test", "autoregressive", "valid")), 0.02,
+    machine="H200", remark=_NOT_AS_ONE,
+  ),
+  "beauty_teacher_top10": Recipe(
+    "docs/reranking.md", (*_BEAUTY_TEACHER, _evaluate("beauty_teacher", _TEST, f"--out={W}/b10/test.json")),
+    f"{W}/b10/test.json", 15, (("test", "autoregressive", "R@1"), ("test", "autoregressive", "valid")), 0.02,
+    machine="H200", remark=_NOT_AS_ONE,
+  ),
+  "beauty_student": Recipe(
+    "docs/reranking.md",
+    (*_BEAUTY_TEACHER, _evaluate("beauty_teacher", _TEST, f"--pool=50 --out={W}/b50/test.json"),
+     _beauty("cft.py", "pool=50,block=8,start={W}/beauty_sft,lists={W}/beauty_mid,steps=300", "beauty_lists",
+             "--config.learning_rate=2e-3 --config.suffix_fraction=0.5"),
+     _beauty("cft.py", "pool=50,block=8,start={W}/beauty_lists,examples={W}/beauty_sft,steps=4000", "beauty_student",
+             "--config.learning_rate=2e-3 --config.suffix_fraction=0.5 --config.batch_size=16"),
+     _evaluate("beauty_student", _TEST, f"--against={W}/b50 --permutations=optimal",
+               f"--out={W}/beauty_student/test.json")),
+    f"{W}/beauty_student/test.json", 25,
+    (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.02,
+    machine="H200", remark=_NOT_AS_ONE,
   ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",
@@ -175,9 +305,40 @@ RECIPES: dict[str, Recipe] = {
     "docs/decoding.md",
     (f"{_BENCH} --config.batch_sizes=1,8 --config.new_tokens=128, --config.rounds=4 --config.most_seconds=660"
      f" --out={W}/bench",),
-    f"{W}/bench/results.json", 12,
+    f"{W}/bench/results.json", 6,
     (("128 new tokens, batch 1", "AR", "tok/s"), ("128 new tokens, batch 1", "block 32, 8 a pass", "tok/s")),
     0.25, True,
+  ),
+  "decode_42m_256": Recipe(
+    "docs/decoding.md",
+    (f"{_BENCH} --config.batch_sizes=1,4,8 --config.new_tokens=256, --config.rounds=3 --config.most_seconds=420"
+     f" --out={W}/bench_256",),
+    f"{W}/bench_256/results.json", 9,
+    (("256 new tokens, batch 1", "AR", "tok/s"), ("256 new tokens, batch 8", "block 8, 8 a pass", "tok/s")),
+    0.25, True,
+  ),
+  "decode_42m_32": Recipe(
+    "docs/decoding.md",
+    (f"{_BENCH} --config.batch_sizes=32, --config.new_tokens=128, --config.rounds=3 --config.most_seconds=300"
+     f" --out={W}/bench_32",),
+    f"{W}/bench_32/results.json", 10,
+    (("128 new tokens, batch 32", "AR", "tok/s"), ("128 new tokens, batch 32", "block 8, 8 a pass", "tok/s")),
+    0.25, True,
+  ),
+  "decode_8b_h100": Recipe(
+    "docs/decoding.md",
+    ("python -m diffgr_jax.bench --config=configs/bench/decode.py:size=8b --config.prompt_length=2200"
+     " --config.new_tokens=160, --config.batch_sizes=1, --config.block_sizes=32, --config.tokens_per_forward=4,8"
+     f" --config.rounds=5 --config.most_seconds=60 --out={W}/bench_8b",),
+    f"{W}/bench_8b/results.json", 5,
+    (("160 new tokens, batch 1", "AR", "tok/s"), ("160 new tokens, batch 1", "block 32, 4 a pass", "tok/s")),
+    0.25, True, "H100",
+  ),
+  "decode_8b_h100_transformers": Recipe(
+    "docs/decoding.md",
+    ("pip install torch transformers accelerate",
+     f"python -m benchmarks.transformers_decode --size=8b --prompt_length=2200 --new_tokens=160 --out={W}/hf.json"),
+    f"{W}/hf.json", 5, (("decoding", "batch 1, dynamic cache", "tok/s"),), 0.25, True, "H100",
   ),
   "decode_tunix": Recipe(
     "docs/decoding.md",
@@ -268,8 +429,9 @@ def page() -> str:
     lines.append(f"| `{name}` | {shown} | {recipe.minutes} | {recipe.machine} | {off} | {first} |")
   for name, recipe in RECIPES.items():
     record = f" Record: [results/{name}.json](results/{name}.json); writes `{recipe.makes}`." if recipe.makes else ""
+    remark = ["", recipe.remark] if recipe.remark else []
     commands = "\n".join(command.format(data="DATA") for command in recipe.commands)
-    lines += ["", f"### {name}", "", f"Shown in {recipe.shown}.{record}", "", "```", commands, "```"]
+    lines += ["", f"### {name}", "", f"Shown in {recipe.shown}.{record}", *remark, "", "```", commands, "```"]
   return head + "\n".join(lines) + "\n" + tail
 
 

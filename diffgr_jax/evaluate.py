@@ -10,8 +10,8 @@ and corpus have the rows of the folder format (docs/data.md). --set changes how 
 --set=decodings=one_pass,topk,match,chain or --set=decode_steps=8; an unknown field is answered with all that there are.
 
 Of a re-ranking run: the lists of the run's users, of some of them (--users), or of other users of the same items
-(--interactions); --against=DIR compares with another run list by list, --permutations=optimal adds a row of rankings
-that cannot be invalid (docs/reranking.md).
+(--interactions), with the run's candidates or others (--pool); --against=DIR compares with another run list by list,
+--permutations=optimal adds a row of rankings that cannot be invalid (docs/reranking.md).
 """
 
 import json
@@ -28,7 +28,7 @@ from diffgr_jax.training.averaging import answering_params
 from diffgr_jax.training.checkpoint import restore_params
 from diffgr_jax.training.jobs import check_config
 from diffgr_jax.training.options import CODES
-from diffgr_jax.training.rerank_run import open_rerank, task_of
+from diffgr_jax.training.rerank_run import open_rerank, task_of, with_pool
 from diffgr_jax.training.run import open_run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a trained run", required=True)
@@ -46,6 +46,7 @@ _RERANK = [
   flags.DEFINE_string("interactions", None, "re-ranking: a folder of other users' interactions with the same items"),
   flags.DEFINE_string("against", None, "re-ranking: a folder of another run's rankings, for paired differences"),
   flags.DEFINE_enum("permutations", None, PERMUTATIONS, "re-ranking: a row of rankings that cannot be invalid"),
+  flags.DEFINE_integer("pool", None, "re-ranking: lists from the retriever's first so many, in place of the run's own"),
   flags.DEFINE_bool("trees", True, "re-ranking: measure boosted trees on the same evidence too"),
 ]
 
@@ -77,8 +78,9 @@ def _docid(workdir: Path, out: Path):
 
 
 def _rerank(workdir: Path, out: Path):
-  users, interactions, against, permutations, trees = (flag.value for flag in _RERANK)
+  users, interactions, against, permutations, pool, trees = (flag.value for flag in _RERANK)
   run = open_rerank(workdir)
+  run = with_pool(run, pool) if pool else run
   run.set_decoding(_SET.value)
   check_config(run.config)
   params, step = restore_params(run.workdir, run.model, _STEP.value)

@@ -224,7 +224,9 @@ def fitted_trees(run: RerankRun) -> Trees:
 
   A run on the lists of its start takes over that run's.
   """
-  file = run.workdir / TREES_FILE
+  own_pool = json.loads((run.workdir / "config.json").read_text(encoding="utf-8"))["config"]["list_pool"]
+  pool = run.config.list_pool
+  file = run.workdir / (TREES_FILE if pool == own_pool else f"trees.{pool}.json")
   if not file.exists() and (text := _trees_of_start(run)):
     _write_whole(file, text)
   if file.exists():

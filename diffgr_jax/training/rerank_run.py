@@ -186,6 +186,19 @@ def writing_policy(config: Config, model: TransformerConfig) -> Policy:
   )
 
 
+def with_pool(run: RerankRun, pool: int) -> RerankRun:
+  """The run, asked lists from the retriever's first `pool` in place of its own: its first ten, or more to draw from.
+
+  Raises:
+    ValueError: the pool is smaller than a list.
+  """
+  config = run.config.copy_and_resolve_references().unlock()
+  if pool < config.list_size:
+    raise ValueError(f"a pool of {pool} holds no list of {config.list_size} candidates (config.list_size)")
+  config.list_pool, config.list_draws = pool, max(config.list_draws, 3) if pool > config.list_size else 1
+  return dataclasses.replace(run, config=config.lock())
+
+
 def prompt_options(config: Config) -> PromptOptions:
   """The prompts of a config: a size, and what the config says otherwise."""
   base = {"compact": COMPACT, "full": FULL}[config.prompt]

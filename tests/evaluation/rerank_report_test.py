@@ -20,7 +20,7 @@ from diffgr_jax.evaluation.rerank_report import (
 )
 from diffgr_jax.rerank.chat import encode_messages
 from diffgr_jax.rerank.prompt import render, render_prompt
-from diffgr_jax.training.rerank_run import open_rerank
+from diffgr_jax.training.rerank_run import open_rerank, with_pool
 
 
 @pytest.fixture
@@ -129,6 +129,25 @@ def test_trees_are_taken_over_from_a_start_with_the_same_lists(runs, tmp_path, m
   (first / "config.json").write_text(json.dumps(record))
   fitted_trees(open_rerank(mine))
   assert fitted
+
+
+def test_other_lists_of_the_same_run_have_trees_of_their_own(runs, tmp_path):
+  folder, params = runs
+  workdir = tmp_path / "run"
+  shutil.copytree(folder / "sft", workdir, ignore=shutil.ignore_patterns("trees*.json"))
+  run = open_rerank(workdir)
+  run.set_decoding(["eval_splits=test", "eval_limit=4"])
+  own, pool = run.config.list_pool, 12
+  other = with_pool(run, pool)
+  record = evaluate_rerank(other, params, step=4, out=tmp_path / "other" / "results.json")
+  assert record["settings"]["list_pool"] == pool != own
+  assert [path.name for path in workdir.glob("trees*")] == ["trees.12.json"]
+  evaluate_rerank(run, params, step=4, out=tmp_path / "own" / "results.json")
+  assert (workdir / "trees.json").exists()
+  mine, theirs = ([task.candidates for task in one.lists("test").tasks[:20]] for one in (run, other))
+  assert mine != theirs
+  with pytest.raises(ValueError, match="a pool of 2 holds no list of"):
+    with_pool(run, 2)
 
 
 def test_users_are_chosen_and_held_out_ones_are_refused(runs, tmp_path):
