@@ -119,7 +119,9 @@ def decode_blocks_steps(
     prompt, valid, row_seeds, banned, config, options, max_new_tokens, steps, sampling, stops, context, blocks
   )
   # Passes do not ask the policy: programs are shared by all that read the canvas alike.
-  reading = replace(options, policy=Confidence(), schedule=EVEN, stop_check="step", judge="model", remask=0)
+  reading = replace(
+    options, policy=Confidence(), schedule=EVEN, stop_check="step", judge="model", records="judged", remask=0
+  )
   static = dict(config=config, options=reading, context=context)
   params, cache = decoding_params(config, params), init_cache(config, *state.canvas.shape)
   yield state, None

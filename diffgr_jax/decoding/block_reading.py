@@ -104,4 +104,5 @@ def _read(
   log_probs = log_probabilities(logits, setting.banned)
   tokens = draw_tokens(logits, setting.banned, setting.sampling, token_keys, place)
   judged = filtered(log_probs, setting.sampling) if options.judge == "filtered" else log_probs
-  return Reading(tokens, probability_of(judged, tokens), probability_of(judged, old), position_stats(judged))
+  recorded = filtered(log_probs, setting.sampling) if options.records == "drawn" else judged
+  return Reading(tokens, probability_of(recorded, tokens), probability_of(judged, old), position_stats(judged))

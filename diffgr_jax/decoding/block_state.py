@@ -25,6 +25,7 @@ _CHOICES = {
   "window": ("exact", "sub_block"),
   "stop_check": ("step", "block"),
   "judge": ("model", "filtered"),
+  "records": ("judged", "drawn"),
 }
 
 
@@ -45,6 +46,7 @@ class BlockOptions:
   max_reopen: int = 1  # times that one position may be taken back
   remask_by: str = "commit"  # commit: its probability when it was committed | current: what the model gives it now
   judge: str = "model"  # model: policies see the model's distribution | filtered: the one that tokens are drawn from
+  records: str = "judged"  # a token's probability in the state: judged: by what policies see | drawn: by what drew it
 
   def __post_init__(self):
     for field, allowed in _CHOICES.items():

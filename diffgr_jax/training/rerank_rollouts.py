@@ -247,7 +247,9 @@ def roll_out(
   )
   if policy.in_blocks:
     size = policy.block_size
-    options = BlockOptions(size, make_policy(config.policy, config.rollout_threshold), vocab.mask_id, judge="filtered")
+    # The policy sees what it sees when answers are decoded: at a low temperature the distribution that tokens are drawn
+    # from is sure of anything. A rollout's log-probabilities are of that one.
+    options = BlockOptions(size, make_policy(config.policy, config.rollout_threshold), vocab.mask_id, records="drawn")
     shape: dict[str, Any] = dict(
       context=width, blocks=(config.row_length - width) // size, steps=config.decode_steps or None
     )

@@ -41,6 +41,17 @@ def test_replayed_log_probs_are_those_of_the_decoder(alignment, temperature, thr
     assert any((row[at:] >= 0).any() for row, at in zip(steps, end, strict=True))
 
 
+def test_a_low_temperature_makes_tokens_likelier_and_no_policy_surer():
+  """A token is committed because the model is sure of it, not because it was drawn from a sharpened distribution."""
+  own = r.policy(temperature=0.05)
+  params = r.sharp_params(own.model)
+  greedy, drawn = (r.rollouts(own, params, r.prompts(24), 0.6, temperature) for temperature in (0.0, own.temperature))
+  same = np.asarray((greedy["tokens"] == drawn["tokens"]).all(axis=1))
+  assert same.mean() > 0.5
+  np.testing.assert_array_equal(np.asarray(greedy["step"])[same], np.asarray(drawn["step"])[same])
+  assert np.asarray(greedy["step"])[same].max() > r.ROOM // r.SIZE
+
+
 def test_autoregressive_log_probs_are_those_of_the_decoder():
   own = r.policy(pattern="causal", temperature=1.3)
   params = r.sharp_params(own.model)

@@ -155,7 +155,7 @@ def rolled_out(own, params, banned, tau, count, seed):
   rows = jnp.zeros(48, bool).at[jnp.asarray(banned)].set(True)
   state = decode_blocks(
     params, prompt, np.ones(prompt.shape, bool), np.arange(count) + 100_000 * seed, rows, config=own.model,
-    options=BlockOptions(2, Threshold(tau), r.MASK, judge="filtered"), max_new_tokens=4, sampling=make_sampling(1.0),
+    options=BlockOptions(2, Threshold(tau), r.MASK, records="drawn"), max_new_tokens=4, sampling=make_sampling(1.0),
   )  # fmt: skip
   found = block_trajectories(state, (), mask_id=r.MASK, max_new_tokens=4)
   batch = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}

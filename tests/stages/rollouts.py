@@ -44,7 +44,7 @@ def rollouts(own, params, asked, threshold=0.3, temperature=1.0, seed=0):
   seeds = np.arange(len(asked)) + 1000 * seed
   how = dict(config=own.model, max_new_tokens=ROOM, stops=STOPS, sampling=make_sampling(temperature))
   if own.in_blocks:
-    options = BlockOptions(SIZE, Threshold(threshold), MASK, judge="filtered")
+    options = BlockOptions(SIZE, Threshold(threshold), MASK, records="drawn")
     state = decode_blocks(params, tokens, valid, seeds, BANNED_ROWS, options=options, **how)
     found = block_trajectories(state, STOPS, mask_id=MASK, max_new_tokens=ROOM)
   else:
