@@ -1,6 +1,7 @@
 """Manners of every command: quiet logs, errors in one line, a traceback only with --debug."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import logging
 import os
 import sys
@@ -44,6 +45,11 @@ def run(main: Callable[[Sequence[str]], int | None], *, actions: Sequence[str] =
       return 1
 
   app.run(guarded, flags_parser=_parse_flags)
+
+
+def piped(asked: bool) -> contextlib.AbstractContextManager[object]:
+  """With --json: what is said meanwhile goes to stderr, so that stdout holds the JSON alone."""
+  return contextlib.redirect_stdout(sys.stderr) if asked else contextlib.nullcontext()
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:

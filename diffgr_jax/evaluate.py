@@ -58,7 +58,8 @@ def main(_) -> None:
   for flag in _RERANK if task == "docid" else _DOCID:
     if flag.present:
       raise ValueError(f"--{flag.name} is not for a run of the task {task!r}")
-  record, show = (_docid if task == "docid" else _rerank)(workdir, out)
+  with cli.piped(_JSON.value):
+    record, show = (_docid if task == "docid" else _rerank)(workdir, out)
   if _JSON.value:
     print(json.dumps(record))
   else:

@@ -6,16 +6,19 @@ build    --out=FILE.npz with --corpus=pydocs|folder|nq320k|msmarco [--path=DIR] 
          The items of a shop are a corpus too: --corpus=amazon_beauty|interactions --path=DIR, or --corpus=made_up with
          its options as the path (users=2000,seed=1).
 inspect  --index=FILE.npz: utilisation, perplexity, collisions, reconstruction error.
-import   --json=FILE --out=FILE.npz: a published index, {"item": ["<a_1>", "<b_2>", ...], ...}. With --corpus and --path
-         its items are places in that corpus, from 0, and get their documents' names. --collisions=random|extra_level
-         tells apart what the index gives the same codes.
+import   --published=FILE --out=FILE.npz: a published index, {"item": ["<a_1>", "<b_2>", ...], ...}. With --corpus and
+         --path its items are places in that corpus, from 0, and get their documents' names.
+         --collisions=random|extra_level tells apart what the index gives the same codes.
 
-All three draw with --picture=FILE.png and write the published form with --export=FILE.json. The trainer takes the file:
-`--config.docid=codes --config.docid_index=FILE.npz`.
+All three draw with --picture=FILE.png, write the published form with --export=FILE.json, and print what they say as
+JSON with --json. The trainer takes the file: `--config.docid=codes --config.docid_index=FILE.npz`.
 """
 
+import dataclasses
+import json
 from pathlib import Path
 import tempfile
+from typing import Any
 
 from absl import flags
 import numpy as np
@@ -71,12 +74,13 @@ _RATE = flags.DEFINE_float("learning_rate", RqvaeOptions.learning_rate, "build, 
 _ESTIMATOR = flags.DEFINE_enum("estimator", ESTIMATORS[0], ESTIMATORS, "build, rqvae: gradient past the codes")
 _QUANTIZER = flags.DEFINE_string("quantizer", None, "build: an index whose quantiser gives the codes")
 _INDEX = flags.DEFINE_string("index", None, "inspect: the file")
-_JSON = flags.DEFINE_string("json", None, "import: the published index")
+_PUBLISHED = flags.DEFINE_string("published", None, "import: the published index, a JSON file")
 _OUT = flags.DEFINE_string("out", None, "build, import: the file to write")
 _PICTURE = flags.DEFINE_string("picture", None, "draw the index to this file")
 _EXPORT = flags.DEFINE_string("export", None, "write the published form to this file")
+_JSON = flags.DEFINE_bool("json", False, "print the report as JSON")
 # What each action needs, and what it takes beside that.
-_NEEDS = {"build": {"out"}, "inspect": {"index"}, "import": {"json", "out"}}
+_NEEDS = {"build": {"out"}, "inspect": {"index"}, "import": {"published", "out"}}
 _TAKES = {
   "build": {
     "corpus", "path", "data_dir", "vectors", "title_weight", "width", "method", "levels", "codes", "collisions",
@@ -91,28 +95,35 @@ _TAKES = {
 def main(argv) -> None:
   action = argv[1]
   _check_flags(action)
-  if action == "build":
-    index, vectors = build()
-  elif action == "import":
-    index, vectors = import_json(_JSON.value or ""), None
-    if _CORPUS.value is not None:
-      index = named_by_place(index, _documents(_CORPUS.value), _JSON.value or "")
-    index = told_apart(index, _COLLISIONS.value or "none", _SEED.value)
-  else:
-    index = CodeIndex.load(_INDEX.value or "")
-    vectors = _own_vectors(index)
+  with cli.piped(_JSON.value):
+    index, vectors = _made(action)
   if _OUT.value:
     index.save(_OUT.value)
-  print(describe(index))
+  written = {name: file for name, file in (("exported", _EXPORT.value), ("index", _OUT.value)) if file}
   if _EXPORT.value:
     export_json(index, _EXPORT.value)
-    print(f"exported: {_EXPORT.value}")
   if _PICTURE.value:
     from diffgr_jax.viz.clusters import draw_index  # matplotlib only where something is drawn
 
-    print(f"picture: {draw_index(index, _PICTURE.value, vectors)}")
-  if _OUT.value:
-    print(f"index: {_OUT.value}")
+    written["picture"] = str(draw_index(index, _PICTURE.value, vectors))
+  if _JSON.value:
+    print(json.dumps(report(index) | {"written": written}))
+    return
+  print(describe(index))
+  for name, file in written.items():
+    print(f"{name}: {file}")
+
+
+def _made(action: str) -> tuple[CodeIndex, np.ndarray | None]:
+  if action == "build":
+    return build()
+  if action == "inspect":
+    index = CodeIndex.load(_INDEX.value or "")
+    return index, _own_vectors(index)
+  index = import_json(_PUBLISHED.value or "")
+  if _CORPUS.value is not None:
+    index = named_by_place(index, _documents(_CORPUS.value), _PUBLISHED.value or "")
+  return told_apart(index, _COLLISIONS.value or "none", _SEED.value), None
 
 
 def build() -> tuple[CodeIndex, np.ndarray | None]:
@@ -163,6 +174,12 @@ def build() -> tuple[CodeIndex, np.ndarray | None]:
   if _TITLES.value:
     index.settings["title_weight"] = _TITLES.value
   return index, vectors
+
+
+def report(index: CodeIndex) -> dict[str, Any]:
+  """How an index uses its codes, and what was said of it when it was made."""
+  levels = [dataclasses.asdict(use) for use in level_uses(index.codes, index.level_sizes)]
+  return {"documents": len(index.doc_ids), "levels": levels, "settings": index.settings}
 
 
 def describe(index: CodeIndex) -> str:

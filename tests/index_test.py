@@ -36,7 +36,7 @@ MISTAKES = [
   (["inspect", "--index=/no/such.npz"], "No such file"),
   (["inspect", "--index=README.md"], "README.md is no DocID index of codes"),
   (["inspect", "--index=a.npz", "--levels=3"], "index inspect takes no --levels; it takes --index, --vectors"),
-  (["import", "--json=README.md", "--out=/tmp/x.npz"], "README.md is no JSON"),
+  (["import", "--published=README.md", "--out=/tmp/x.npz"], "README.md is no JSON"),
   (["build", "--vectors=README.npy", "--out=/tmp/x.npz"], "No such file"),
 ]
 
@@ -90,7 +90,10 @@ def test_inspect_shows_what_build_showed_and_import_reads_the_export(built):
   table = lambda text: [line for line in text.splitlines() if line[:1].isdigit()]
   seen = run("index", "inspect", f"--index={folder}/i.npz")
   assert table(seen.stdout) == table(done.stdout)
-  taken = run("index", "import", f"--json={folder}/i.json", f"--out={folder}/j.npz")
+  said = json.loads(run("index", "inspect", f"--index={folder}/i.npz", "--json").stdout)
+  assert (said["documents"], [level["size"] for level in said["levels"]], said["written"]) == (24, [8, 8], {})
+  assert said["settings"]["vectors"] == "lsa"
+  taken = run("index", "import", f"--published={folder}/i.json", f"--out={folder}/j.npz")
   assert taken.returncode == 0, taken.stderr
   np.testing.assert_array_equal(CodeIndex.load(folder / "j.npz").codes, CodeIndex.load(folder / "i.npz").codes)
 
@@ -113,7 +116,7 @@ def test_items_of_a_shop_are_documents(tmp_path):
   assert len(np.unique(built.codes, axis=0)) == 40
   by_place = dict(zip(map(str, range(40)), json.loads((tmp_path / "i.json").read_text()).values(), strict=True))
   (tmp_path / "p.json").write_text(json.dumps(by_place))
-  done = run("index", "import", *shop, f"--json={tmp_path}/p.json", f"--out={tmp_path}/p.npz")
+  done = run("index", "import", *shop, f"--published={tmp_path}/p.json", f"--out={tmp_path}/p.npz")
   assert done.returncode == 0, done.stderr
   taken = CodeIndex.load(tmp_path / "p.npz")
   assert (taken.doc_ids, taken.titles) == (built.doc_ids, built.titles)
@@ -124,7 +127,7 @@ def test_what_a_published_index_gives_the_same_codes_is_told_apart(tmp_path):
   codes = {f"i{row}": ["<a_1>", f"<b_{row % 3}>", f"<c_{row % 2}>"] for row in range(12)}
   codes["z"] = ["<a_0>", "<b_0>", "<c_6>"]
   (tmp_path / "p.json").write_text(json.dumps(codes))
-  done = run("index", "import", f"--json={tmp_path}/p.json", "--collisions=random", f"--out={tmp_path}/p.npz")
+  done = run("index", "import", f"--published={tmp_path}/p.json", "--collisions=random", f"--out={tmp_path}/p.npz")
   assert done.returncode == 0, done.stderr
   assert "documents in collision: 12 before, 0 after" in done.stdout
   taken = CodeIndex.load(tmp_path / "p.npz")
