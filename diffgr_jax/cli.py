@@ -1,6 +1,6 @@
 """Manners of every command: quiet logs, errors in one line, a traceback only with --debug."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import logging
 import os
@@ -45,6 +45,19 @@ def run(main: Callable[[Sequence[str]], int | None], *, actions: Sequence[str] =
       return 1
 
   app.run(guarded, flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+  """On a terminal: what is being done and for how long already, where nobody knows how long it will be."""
+  from rich import progress  # only where something is waited for
+  from rich.console import Console
+
+  columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.TimeElapsedColumn())
+  console = Console(stderr=True)
+  with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar.add_task(what, total=None)
+    yield
 
 
 def piped(asked: bool) -> contextlib.AbstractContextManager[object]:

@@ -36,7 +36,8 @@ def main(_) -> int:
     raise ValueError(f"--{action} needs --out, the folder to write")
   start = time.perf_counter()
   convert = {"from_hf": convert_from_hf, "to_hf": convert_to_hf}[action]
-  spec = convert(folder, _OUT.value)
+  with cli.waiting(f"converting {folder}"):
+    spec = convert(folder, _OUT.value)
   print(f"{_OUT.value}: {describe(spec)}; {time.perf_counter() - start:.1f} s")
   if action == "from_hf" and (aside := set_aside(_OUT.value)):
     print(f"kept aside for --to_hf, not a part of the model: {', '.join(aside)}")

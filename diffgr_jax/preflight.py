@@ -29,7 +29,8 @@ _JSON = flags.DEFINE_bool("json", False, "print the record as JSON, and nothing 
 def main(_) -> int:
   chip = chip_of(_TOPOLOGY.value)
   aot.prepare_environment()
-  record = preflight(_CONFIG.value, chip)
+  with cli.waiting(f"compiling the step for {_TOPOLOGY.value}"):
+    record = preflight(_CONFIG.value, chip)
   print(json.dumps(record, indent=1) if _JSON.value else _text(record))
   return 0 if record["fits"] else 1
 

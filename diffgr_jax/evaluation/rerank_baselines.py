@@ -15,9 +15,11 @@ from typing import Any
 
 from jaxtyping import Float
 import numpy as np
+from tqdm import tqdm
 
 from diffgr_jax.evaluation.rerank import order_by_scores, ranking_metrics
 from diffgr_jax.rerank.records import RankingTask
+from diffgr_jax.rerank.retrievers import QUIET_SECONDS
 from diffgr_jax.rerank.wording import COUNTS, POPULARITIES, SIMILARITIES
 
 FEATURES = (
@@ -85,7 +87,8 @@ def fit_trees(
   chosen = _dataset(valid, seed, worded, reference=learned)
   best: Trees | None = None
   reached, tried = -1.0, []
-  for values in itertools.product(*grid.values()):
+  combinations = list(itertools.product(*grid.values()))
+  for values in tqdm(combinations, desc="boosted trees", unit="setting", delay=QUIET_SECONDS, leave=False):
     own = dict(zip(grid, values, strict=True))
     booster = _lightgbm().train(
       _parameters(seed) | own,

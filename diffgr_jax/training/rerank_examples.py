@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from diffgr_jax.data.packing import Example
 from diffgr_jax.evaluation.rerank_baselines import Trees
@@ -25,6 +26,7 @@ from diffgr_jax.rerank.chat import Message, Segment, count_tokens, encode_messag
 from diffgr_jax.rerank.prompt import PromptOptions, name_candidate, render, render_reply
 from diffgr_jax.rerank.reasoning import Outcome, TraceRules, count_outcomes, evidence_scores
 from diffgr_jax.rerank.records import RankingTask
+from diffgr_jax.rerank.retrievers import QUIET_SECONDS
 from diffgr_jax.rerank.template_traces import TemplateTraces
 from diffgr_jax.rerank.trace_files import read_traces, write_traces
 from diffgr_jax.rerank.wording import item_fields
@@ -93,7 +95,8 @@ def _made(run: RerankRun) -> Iterator[Example]:
   if run.config.stage == MID_TRAINING:
     messages = list(_mid_training(run))
   else:
-    outcomes = list(_outcomes(run))
+    total = len(run.lists("train").tasks)
+    outcomes = list(tqdm(_outcomes(run), total=total, desc="traces", unit="list", delay=QUIET_SECONDS, leave=False))
     counts = count_outcomes(outcomes)
     print("traces: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()), flush=True)
     kept = agreeing_at_most(outcomes, run.config.trace_agreeing, run.config.seed)

@@ -12,6 +12,7 @@ Tokens and operations are counted on this process's rows and scaled to the batch
 from collections.abc import Iterator
 import contextlib
 from dataclasses import dataclass
+import itertools
 import os
 from pathlib import Path
 import time
@@ -81,12 +82,15 @@ def figures(work: Work, seconds: float, devices: int, device_kind: str) -> dict[
   return values | ({"MFU": rate / PEAK_FLOPS[device_kind]} if device_kind in PEAK_FLOPS else {})
 
 
+_runs = itertools.count()  # that this process has begun
+
+
 class LostTime:
-  """Seconds since the process began, and those of them that were not training."""
+  """Seconds since the process began (of its later runs: since they did), and those that were not training."""
 
   def __init__(self, *, repeated: float = 0.0):
     """`repeated` are seconds of an earlier process whose steps are trained again."""
-    self._began = time.monotonic() - process_age()
+    self._began = time.monotonic() - (process_age() if next(_runs) == 0 else 0.0)
     self.lost = dict.fromkeys(LOSSES, 0.0) | {"repeated": repeated}
 
   def begin_training(self) -> None:

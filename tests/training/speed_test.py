@@ -1,5 +1,6 @@
 """Speed by the counting rule, time that is not training, and the trace of some steps."""
 
+import itertools
 import json
 import time
 
@@ -8,7 +9,7 @@ import pytest
 
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.flops import train_step_flops
-from diffgr_jax.training import loop
+from diffgr_jax.training import loop, speed
 from diffgr_jax.training.speed import LostTime, Work, figures, parse_steps, process_age, work_of_batch
 
 MODEL = TransformerConfig(vocab_size=40, d_model=16, n_layers=2, n_heads=2, n_kv_heads=2, head_dim=8, d_ff=20)
@@ -35,7 +36,8 @@ def test_rates_are_work_over_seconds_and_mfu_needs_a_known_device():
   assert figures(Work(), 4.0, 8, "cpu") == {}
 
 
-def test_what_is_lost_and_what_is_left_make_the_whole():
+def test_what_is_lost_and_what_is_left_make_the_whole(monkeypatch):
+  monkeypatch.setattr(speed, "_runs", itertools.count())
   lost = LostTime(repeated=2.0)
   lost.begin_training()
   with lost.to("data"):
@@ -49,6 +51,9 @@ def test_what_is_lost_and_what_is_left_make_the_whole():
   assert lost.goodput() == pytest.approx(1 - share, abs=1e-3)
   assert "repeated 2.0" in lost.summary()
   assert "evaluation" not in lost.summary()
+  second = LostTime()  # of this process, which is older than it
+  second.begin_training()
+  assert second.lost["start"] < 1.0
 
 
 def test_the_process_is_older_than_this_module():
