@@ -32,6 +32,7 @@ from diffgr_jax.rerank.trace_files import read_traces, write_traces
 from diffgr_jax.rerank.wording import item_fields
 from diffgr_jax.training.rerank_options import MID_TRAINING, START_TRACES, TEMPLATE
 from diffgr_jax.training.rerank_run import RerankRun, open_rerank
+from diffgr_jax.training.shipped import is_shipped
 
 _END = (Segment("end", ""),)
 EXAMPLES_FILE, TRACES_FILE = "examples.npz", "traces.jsonl"
@@ -67,7 +68,7 @@ def _examples_before(folder: Path) -> Path:
   """The examples of a run, or (where it had none: conversion, RL) of the nearest one that it began with."""
   while not (folder / EXAMPLES_FILE).exists():
     config = open_rerank(folder).config
-    if config.start != "run" or not config.start_from:  # a shipped run has forgotten it
+    if config.start != "run" or is_shipped(folder):
       break
     folder = Path(config.start_from)
   return folder / EXAMPLES_FILE

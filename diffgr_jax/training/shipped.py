@@ -23,7 +23,9 @@ from diffgr_jax.models.transformer import Params, abstract_params
 
 WEIGHTS = "weights.safetensors"
 _KEPT = ("vocab", "index")  # of a workdir
-_FOLDERS = ("start_from", "examples", "teacher", "data_dir")  # fields that name folders of the machine that trained
+# Fields that name folders of the machine that trained. Of the first two a run must have one, or must not.
+FORGOTTEN = "forgotten"
+_FOLDERS = {"start_from": FORGOTTEN, "teacher": FORGOTTEN, "examples": "", "data_dir": ""}
 
 
 def ship_run(workdir: Path, config: Any, params: Params, step: int, out: str | Path) -> Path:
@@ -44,7 +46,7 @@ def ship_run(workdir: Path, config: Any, params: Params, step: int, out: str | P
     dataclasses.replace(codes, quantizer=None).save(out / "index" / "codes.npz")
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
   own = json.loads(config.to_json())
-  record["config"] = own | {name: "" for name in _FOLDERS if name in own}
+  record["config"] = own | {name: instead for name, instead in _FOLDERS.items() if own.get(name)}
   (out / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
   leaves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in _named(params).items()}
   save_file(leaves, out / WEIGHTS, metadata={"step": str(step)})

@@ -70,7 +70,8 @@ def test_steps_to_trace_are_first_and_last(text):
   assert parse_steps("") is None
 
 
-def test_a_run_logs_its_speed_says_its_goodput_and_writes_a_trace(tiny_config, tmp_path, capsys):
+def test_a_run_logs_its_speed_says_its_goodput_and_writes_a_trace(tiny_config, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(speed, "_runs", itertools.count())  # as the first run of a process
   with tiny_config.unlocked():
     tiny_config.update(eval_every=3)
   loop.train_and_evaluate(tiny_config, tmp_path, profile_steps=(3, 4))
