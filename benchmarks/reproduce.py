@@ -105,9 +105,10 @@ _NOT_AS_ONE = (
   " messages were drawn once (docs/reranking.md). These commands are the same stages in one go, which were not run."
 )
 _RL_TEACHER = (_main("rerank/rl.py:start=colabs/models/teacher,steps=100", "teacher_rl", "--config.eval_limit=128"),)
+_HOT = "--config.rollout_temperature=1. --config.group=4"  # as rollouts were drawn before
 _OPD_STUDENT = (
   _main("rerank/opd.py:start=colabs/models/student,teacher=colabs/models/teacher,block=8,steps=100", "opd",
-        "--config.batch_size=64 --config.eval_limit=128"),
+        "--config.batch_size=64 --config.eval_limit=128", _HOT),
 )  # fmt: skip
 _EVERY = "one_pass,topk,constrained,free,argmax,stochastic,blocks,pseudo_beam,best_of_n,match,chain"
 _BENCH = "python -m diffgr_jax.bench --config=configs/bench/decode.py"
@@ -256,7 +257,7 @@ RECIPES: dict[str, Recipe] = {
     "docs/reranking.md",
     (*_RL_TEACHER,
      _main("rerank/opd.py:pool=50,block=8,threshold=0.6,start=colabs/models/student"
-           f",teacher={W}/teacher_rl,steps=60", "opd_fast", "--config.threshold=0.6 --config.eval_limit=128"),
+           f",teacher={W}/teacher_rl,steps=60", "opd_fast", "--config.threshold=0.6 --config.eval_limit=128", _HOT),
      _evaluate("opd_fast", _TEST, f"--out={W}/opd_fast/test.json")),
     f"{W}/opd_fast/test.json", 15, (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.03,
     machine="H200", remark="As recorded, its 60 steps and its figures were made on 2 cores, in 36 minutes and some.",

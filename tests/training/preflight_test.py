@@ -146,7 +146,7 @@ def test_a_reranker_s_train_step_is_planned_by_its_config_alone(stage):
   "stage, fields, copies",
   [
     ("opd", {"teacher": "t", "teacher_top_k": 8, "decode_steps": 2}, 8),  # 4 blocks of 8 for 24 tokens, 2 passes each
-    ("opd", {"teacher": "t", "divergence": "sampled"}, 24),  # a token a pass, at most
+    ("opd", {"teacher": "t", "divergence": "sampled", "rollout_temperature": 1.0}, 24),  # a token a pass, at most
     ("rl", {"kl_weight": 0.1, "decode_steps": 2}, 8),
     ("rl", {"decoder": "autoregressive"}, 0),
   ],

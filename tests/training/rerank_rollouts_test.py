@@ -61,7 +61,7 @@ def interrupted(config, workdir, monkeypatch, at):
   [
     {},
     {"teacher_top_k": 20, "divergence": "jsd"},
-    {"divergence": "sampled"},
+    {"divergence": "sampled", "rollout_temperature": 1.0},
     {"updates_per_rollout": 2, "rollout_ahead": True},
   ],
 )
