@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.task = "docid"  # docid
   config.paradigm = "diffusion"  # diffusion | autoregressive (the rival: the same model, left to right, process clean)
-  config.seed = int(given.get("seed", 0))
+  config.seed = int(given.get("seed", 0))  # of every draw: weights, order of the data, masks
 
   # Data: what is indexed and asked.
   config.dataset = given.get("dataset", "pydocs")  # pydocs | folder | nq320k | msmarco
@@ -80,8 +80,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.canvas_length = 12  # tokens of a DocID with its EOS; 0: the longest one's; codes have their own
   # Token rows for learned DocIDs, <d0_0> ...: levels x codes of each, behind the text pieces. 0 and 0: as many as the
   # index of docid codes needs, and none for words.
-  config.docid_levels = 0
-  config.docid_codes = 0
+  config.docid_levels, config.docid_codes = 0, 0
   config.mixture = ml_collections.ConfigDict(  # shares of the three kinds of training example
     {"indexing": 0.35, "queries": 0.15, "pseudo": 0.5}
   )
@@ -90,15 +89,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # Model.
   config.start = "corpus"  # random | corpus (statistics of the corpus, training/start.py) | pretrained
   config.pretrained = ""  # with start pretrained: a Hugging Face folder, or minilm
+  # Width, layers, heads, heads of keys and values, width of the MLP: by the argument `size`.
   config.d_model, config.n_layers, config.n_heads, config.n_kv_heads, config.d_ff = SIZES[size]
   config.head_dim = 0  # 0: d_model / n_heads
-  config.qk_norm = True
-  config.qkv_bias = False
-  config.tie_embeddings = True
+  config.qk_norm = True  # queries and keys are normalised per head (Qwen3)
+  config.qkv_bias = False  # projections to queries, keys and values have biases (Qwen2)
+  config.tie_embeddings = True  # the token embeddings are the output head, too
   config.slot_embeddings = True  # a learned vector for each place of the DocID; False for pretrained models
   config.pattern = "bidirectional"  # bidirectional | prefix (the prompt does not see the canvas)
   config.code_head = False  # docid codes, start pretrained: one-pass scoring starts as retrieval by quantised vectors
-  config.rope_theta = 10_000.0
+  config.rope_theta = 10_000.0  # base of the rotary position embedding
   config.remat = "none"  # none | dots | full
   config.param_dtype = "float32"  # float32 | bfloat16
   config.compute_dtype = "float32"  # float32 | bfloat16; softmax, logits and losses are float32 in any case
@@ -123,35 +123,35 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   # Optimization.
   config.batch_size = 64  # rows of the global batch
   config.microbatches = 1  # parts whose gradients are accumulated
-  config.steps = int(given.get("steps", 900))
+  config.steps = int(given.get("steps", 900))  # of the optimizer
   config.optimizer = "adamw"  # adamw | muon (the matrices inside the layers; the rest by AdamW)
-  config.learning_rate = 2e-3
-  config.warmup_steps = min(100, config.steps // 10)
+  config.learning_rate = 2e-3  # the highest, behind the warm-up
+  config.warmup_steps = min(100, config.steps // 10)  # steps in which the rate rises from 0
   config.lr_decay = "cosine"  # cosine | linear | constant
-  config.final_lr_fraction = 0.05
-  config.b1 = 0.9
-  config.b2 = 0.98
-  config.weight_decay = 0.01
-  config.clip_norm = 1.0
+  config.final_lr_fraction = 0.05  # of learning_rate, at the last step (cosine and linear)
+  config.b1 = 0.9  # AdamW: decay of the first moment
+  config.b2 = 0.98  # AdamW: decay of the second moment
+  config.weight_decay = 0.01  # decoupled, of kernels and embeddings
+  config.clip_norm = 1.0  # largest norm of a step's gradient
   config.embedding_rate = 1.0  # share of the learning rate for the token embeddings; 0: they stay as they start
 
   # Devices: sizes of the mesh axes replica, data, fsdp, tensor, sequence; -1 is what is left.
-  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # sizes of its axes
   config.rules = TRAIN_RULES  # logical axis of a weight or an activation -> mesh axes, in training
   config.decode_rules = DECODE_RULES  # the same in decoding and evaluation
 
   # Watching and keeping.
-  config.log_every = 50
+  config.log_every = 50  # steps between two lines of metrics.jsonl
   config.eval_every = 500  # one-pass Hit@1 and MRR of the validation queries; 0: never
-  config.checkpoint_every = 500
+  config.checkpoint_every = 500  # steps between two checkpoints; the last step has one in any case
   config.keep_checkpoints = 2  # the newest so many stay
   config.keep_every = 0  # checkpoints of every so many steps stay for good; 0: none
   config.keep_best = 0  # the best so many by best_metric stay; 0: none
   config.best_metric = "valid MRR@100"  # valid MRR@100 | valid Hit@1; checkpoints of steps with an evaluation have it
 
   # Evaluation at the end.
-  config.eval_splits = ("valid", "test")
-  config.eval_batch_size = 64
+  config.eval_splits = ("valid", "test")  # as the data names them; (): all but train
+  config.eval_batch_size = 64  # rows that are decoded together
   config.start_share = 0.0  # share of the pretrained start in the weights that answer (training/averaging.py)
   config.relevant_grade = 1  # grade from which Hit and MRR count a judged document; for TREC DL: 2
   # What a denoiser is evaluated by, in this order (docs/docid.md): one_pass | topk | constrained | free | argmax |

@@ -26,6 +26,12 @@ def test_every_field_stands_in_it_once():
     assert sorted(names) == sorted(made.config_of(file, "").to_dict())
 
 
+def test_every_field_has_a_meaning():
+  made = maker()
+  for file in made.BASES:
+    assert [field.name for field in made.fields_of((ROOT / file).read_text()) if not field.comment] == []
+
+
 def test_comments_find_their_fields():
   source = """
 def get_config(arg=""):
