@@ -262,6 +262,16 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/opd_fast/test.json", 15, (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.03,
     machine="H200", remark="As recorded, its 60 steps and its figures were made on 2 cores, in 36 minutes and some.",
   ),
+  "made_up_student_opd_cool": Recipe(
+    "docs/reranking.md",
+    (*_shipped("student", "--set=threshold=0.6"),
+     _main("rerank/opd.py:pool=50,block=8,threshold=0.6,start=colabs/models/student,teacher=colabs/models/teacher"
+           ",steps=60", "opd_cool_60", "--config.threshold=0.6 --config.eval_limit=128"),
+     _main(f"rerank/opd.py:pool=50,block=8,threshold=0.6,start={W}/opd_cool_60,teacher=colabs/models/teacher"
+           ",steps=60", "opd_cool", "--config.threshold=0.6 --config.learning_rate=1e-3 --config.eval_limit=128"),
+     _evaluate("opd_cool", _TEST, f"--against={W}/student --out={W}/opd_cool/test.json")),
+    f"{W}/opd_cool/test.json", 60, (("test", "block 8, prefix", "valid"), ("test", "block 8, prefix", "R@1")), 0.03,
+  ),
   "made_up_student_fast": Recipe(
     "docs/reranking.md", _shipped("student", "--set=threshold=0.6"), f"{W}/student/results.json", 8,
     (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.015,
