@@ -22,7 +22,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, actions: Sequence[str] =
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   absl_logging.set_verbosity(absl_logging.WARNING)
   absl_logging.use_absl_handler()
-  for chatty in ("orbax", "grain", "jax", "tensorflow_datasets", "bm25s"):
+  for chatty in ("orbax", "grain", "jax", "tensorflow_datasets"):
     logging.getLogger(chatty).setLevel(logging.ERROR)
 
   def guarded(argv: Sequence[str]) -> int | None:

@@ -7,7 +7,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+import logging
+from typing import Any, cast
 
 from jaxtyping import Float
 import numpy as np
@@ -73,10 +74,20 @@ def document_tokens(titles: Sequence[str], texts: Sequence[str]) -> list[list[st
   return tokens
 
 
+def quiet_bm25s() -> Any:
+  """The module. It takes hold of a device when it is imported, and then sets its logger to say everything.
+
+  A job of several processes must have met before.
+  """
+  import bm25s
+
+  logging.getLogger("bm25s").setLevel(logging.WARNING)
+  return bm25s
+
+
 def tokenize(texts: Sequence[str]) -> list[list[str]]:
   """Lower-cased words of two letters or more, without English stop words, stemmed (Snowball)."""
-  import bm25s  # takes hold of a device when it is imported: see evaluation/baselines.py
-
+  bm25s = quiet_bm25s()
   stemmer = Stemmer.Stemmer("english")
   rows = bm25s.tokenize(list(texts), stopwords="english", stemmer=stemmer, return_ids=False, show_progress=False)
   return cast(list[list[str]], rows)  # words, because return_ids is False

@@ -17,7 +17,7 @@ import time
 from jaxtyping import Float, Int
 import numpy as np
 
-from diffgr_jax.data.lsa import document_tokens, fit_lsa, tokenize
+from diffgr_jax.data.lsa import document_tokens, fit_lsa, quiet_bm25s, tokenize
 from diffgr_jax.models.sentence import SentenceEncoder
 
 
@@ -55,11 +55,9 @@ def bm25(
   Raises:
     ValueError: no queries, a collection without words, titles and texts that are not parallel, or k below 1.
   """
-  import bm25s  # takes hold of a device when it is imported: a job of several processes must have met before
-
   _check(queries, k)
   start = time.perf_counter()
-  index = bm25s.BM25(k1=k1, b=b)
+  index = quiet_bm25s().BM25(k1=k1, b=b)
   index.index(document_tokens(titles, texts), show_progress=False)
   built = time.perf_counter()
   asked = tokenize(queries)

@@ -1,6 +1,7 @@
 """BM25 and LSA against their formulas in float64, and collections smaller than the list."""
 
 import collections
+import logging
 
 import numpy as np
 import pytest
@@ -39,6 +40,12 @@ def test_bm25_scores_are_the_formula():
   expected = (counts_of(queries) > 0) @ (idf * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * length / length.mean()))).T
   actual = dense(baselines.bm25(titles, texts, queries), len(tf))
   np.testing.assert_allclose(actual, np.where(expected > 0, expected, -np.inf), rtol=1e-5)
+
+
+def test_bm25_says_nothing(caplog):
+  with caplog.at_level(logging.DEBUG):
+    baselines.bm25(["a lamp", "silver"], ["red light", "metal"], ["lamp"], 1)
+  assert caplog.records == []
 
 
 @pytest.mark.parametrize("width", [4, 256])  # fewer than the rank, and all of it
