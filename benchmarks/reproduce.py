@@ -191,7 +191,7 @@ RECIPES: dict[str, Recipe] = {
   "gqwiki_product_distractors": Recipe(
     "docs/docid.md",
     (*_PRODUCT, f"mkdir -p {W}/all", f"cp {{data}}/gqwiki/queries.test_unseen.jsonl {W}/all/test_unseen.jsonl",
-     f"bash -c 'cat {{data}}/gqwiki/corpus.jsonl {{data}}/gqwiki/distractors.jsonl > {W}/all/corpus.jsonl'",
+     f"python -m benchmarks.with_distractors --data={{data}}/gqwiki --out={W}/all/corpus.jsonl",
      f"python -m diffgr_jax.index build --corpus=folder --path={W}/all --vectors=minilm --title_weight=.3"
      f" --quantizer={W}/pq.npz --out={W}/pq_all.npz",
      _evaluate("gqwiki_product", f"--queries={W}/all/test_unseen.jsonl --corpus={W}/all/corpus.jsonl"

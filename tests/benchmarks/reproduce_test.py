@@ -1,11 +1,16 @@
 """REPRODUCE.md: up to date, of records that exist; the comparison says what is off."""
 
 import dataclasses
+import importlib.util
 import json
+import shlex
 
 import pytest
 
 from benchmarks import reproduce
+import diffgr_jax as dg
+from diffgr_jax.training.rerank_run import DECODING_FIELDS as RERANK_FIELDS
+from diffgr_jax.training.run import DECODING_FIELDS as DOCID_FIELDS
 
 
 def test_the_page_is_up_to_date():
@@ -22,10 +27,28 @@ def test_recipes_compare_figures_that_are_recorded_and_shown(name):
   for where in recipe.shown.split(", "):
     if recipe.figures:
       assert f"results/{name}.json" in (reproduce.ROOT / where).read_text()
-  for command in recipe.commands:
-    for word in command.split():
-      if word.startswith("--config=configs/"):
-        assert (reproduce.ROOT / word.removeprefix("--config=").split(":")[0]).is_file()
+
+
+@pytest.mark.parametrize("name", reproduce.RECIPES)
+def test_commands_name_configs_fields_and_flags_that_exist(name):
+  for command in reproduce.RECIPES[name].commands:
+    words = shlex.split(command.format(data="DATA"))
+    if words[:2] != ["python", "-m"]:
+      continue
+    assert importlib.util.find_spec(words[2]), command
+    flags = [word.removeprefix("--").partition("=")[::2] for word in words[3:] if word.startswith("--")]
+    source = importlib.util.find_spec(words[2]).loader.get_source(words[2])
+    for flag, value in flags:
+      if flag.startswith("config."):
+        continue
+      assert f'"{flag}"' in source, f"{words[2]} has no --{flag}"
+      if flag == "config":
+        config = dg.config(value.removeprefix("configs/"))
+        fields = [field.removeprefix("config.") for field, _ in flags if field.startswith("config.")]
+        assert [field for field in fields if field not in config] == [], command
+    fields = [value.partition("=")[0] for flag, value in flags if flag == "set"]
+    known = RERANK_FIELDS if "eval_limit" in fields else DOCID_FIELDS  # every recipe of re-rankers measures all lists
+    assert set(fields) <= set(known), command
 
 
 def test_what_is_off_is_named(tmp_path):
