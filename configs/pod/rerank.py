@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   if stage in ("opd", "rl"):
     config.teacher = given.get("teacher", "")
     config.teacher_top_k = 64
-    config.group, config.batch_size = (4, 512) if stage == "opd" else (8, 512)
+    config.group, config.batch_size = (1, 512) if stage == "opd" else (8, 512)
     config.decode_steps = 8  # passes of a block, at most: a replay has as many canvases
     config.learning_rate, config.lr_decay = (1e-6 if stage == "opd" else 5e-7), "constant"
   config.mesh = ml_collections.ConfigDict({"replica": 1, "data": -1, "fsdp": 256, "tensor": 1, "sequence": 1})
