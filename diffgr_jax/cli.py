@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -54,10 +55,12 @@ def waiting(what: str) -> Iterator[None]:
   from rich.console import Console
 
   columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.TimeElapsedColumn())
-  console = Console(stderr=True)
-  with progress.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-    bar.add_task(what, total=None)
-    yield
+  # A stderr of its own: while a compiler is at work, the other one may be hidden (parallel/aot.py).
+  with open(os.dup(2), "w", encoding="utf-8") as stderr:
+    how: dict[str, Any] = dict(console=Console(file=stderr), transient=True, disable=not stderr.isatty())
+    with progress.Progress(*columns, redirect_stdout=False, redirect_stderr=False, **how) as bar:
+      bar.add_task(what, total=None)
+      yield
 
 
 def piped(asked: bool) -> contextlib.AbstractContextManager[object]:

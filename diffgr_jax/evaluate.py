@@ -81,7 +81,7 @@ def _docid(workdir: Path, out: Path):
 def _rerank(workdir: Path, out: Path):
   users, interactions, against, permutations, pool, trees = (flag.value for flag in _RERANK)
   run = open_rerank(workdir)
-  run = with_pool(run, pool) if pool else run
+  run = run if pool is None else with_pool(run, pool)
   run.set_decoding(_SET.value)
   check_config(run.config)
   params, step = restore_params(run.workdir, run.model, _STEP.value)

@@ -23,9 +23,9 @@ from diffgr_jax.models.transformer import Params, abstract_params
 
 WEIGHTS = "weights.safetensors"
 _KEPT = ("vocab", "index")  # of a workdir
-# Fields that name folders of the machine that trained. Of the first two a run must have one, or must not.
-FORGOTTEN = "forgotten"
-_FOLDERS = {"start_from": FORGOTTEN, "teacher": FORGOTTEN, "examples": "", "data_dir": ""}
+# Fields that name folders of the machine that trained, and what a shipped run has there. Some runs must name the first
+# two (`check_config`), so these are not emptied.
+_FORGOTTEN = {"start_from": "forgotten", "teacher": "forgotten", "examples": "", "data_dir": ""}
 
 
 def ship_run(workdir: Path, config: Any, params: Params, step: int, out: str | Path) -> Path:
@@ -46,7 +46,7 @@ def ship_run(workdir: Path, config: Any, params: Params, step: int, out: str | P
     dataclasses.replace(codes, quantizer=None).save(out / "index" / "codes.npz")
   record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
   own = json.loads(config.to_json())
-  record["config"] = own | {name: instead for name, instead in _FOLDERS.items() if own.get(name)}
+  record["config"] = own | {name: instead for name, instead in _FORGOTTEN.items() if own.get(name)}
   (out / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
   leaves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in _named(params).items()}
   save_file(leaves, out / WEIGHTS, metadata={"step": str(step)})
