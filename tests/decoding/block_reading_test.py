@@ -21,10 +21,13 @@ def test_quarters_of_a_block_are_unembedded():
   ]  # fmt: skip
 
 
-@pytest.mark.parametrize("heat, judge", [(0.0, "model"), (1.3, "model"), (0.8, "filtered")])
+@pytest.mark.parametrize(
+  "heat, judge, records",
+  [(0.0, "model", "judged"), (1.3, "model", "judged"), (0.8, "filtered", "judged"), (0.3, "model", "drawn")],
+)
 @pytest.mark.parametrize("size", [6, 8])
-def test_open_positions_are_read_as_in_the_whole_block(model, size, heat, judge):
-  options = BlockOptions(size, Confidence(), model.mask, judge=judge)
+def test_open_positions_are_read_as_in_the_whole_block(model, size, heat, judge, records):
+  options = BlockOptions(size, Confidence(), model.mask, judge=judge, records=records)
   setting = Setting(jnp.asarray(model.banned), stop_table(()), jnp.int32(size), make_sampling(heat, 5, 0.9))
   params = decoding_params(model.config, model.params())
   rng = np.random.default_rng(size)
