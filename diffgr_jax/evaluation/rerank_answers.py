@@ -31,7 +31,7 @@ from diffgr_jax.parallel.distributed import fetch
 from diffgr_jax.parallel.mesh import batch_shards
 from diffgr_jax.parallel.rules import frozen_rules
 from diffgr_jax.rerank.answer import Answers, answer_form, answer_starts, candidate_codes, parse_tokens, rankings
-from diffgr_jax.rerank.chat import encode_messages
+from diffgr_jax.rerank.chat import encode_in_parts
 from diffgr_jax.rerank.model_traces import Sample
 from diffgr_jax.rerank.prompt import render_prompt
 from diffgr_jax.rerank.records import RankingTask
@@ -63,8 +63,9 @@ class Written:
 
 def list_prompts(run: RerankRun, tasks: Sequence[RankingTask]) -> list[list[int]]:
   """Each list's prompt as tokens."""
-  messages = [render_prompt(task, run.shop, run.prompts) for task in tasks]
-  return [one.tokens.tolist() for one in encode_messages(messages, run.vocab, run.codes, run.prompts.template)]
+  messages = (render_prompt(task, run.shop, run.prompts) for task in tasks)
+  how = run.vocab, run.codes, run.prompts.template
+  return [one.tokens.tolist() for one in encode_in_parts(messages, len(tasks), "prompts", *how)]
 
 
 def write_answers(

@@ -13,7 +13,7 @@ for them. A sentencepiece tokenizer begins every text with a word's start: where
 a bracket), it is left out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 import enum
 import itertools
@@ -21,12 +21,15 @@ from typing import Literal
 
 from jaxtyping import Int, Int8
 import numpy as np
+from tqdm import tqdm
 
 from diffgr_jax.data.vocab import SPECIAL_TOKENS, WORD_MARK, Vocabulary
 from diffgr_jax.docid.codes import code_tokens
+from diffgr_jax.rerank.retrievers import QUIET_SECONDS
 from diffgr_jax.rerank.wording import Content, joined
 
 Role = Literal["system", "user", "reasoning", "answer", "end"]
+_PART = 1024  # messages that are encoded together
 _ROLES: tuple[Role, ...] = ("system", "user", "reasoning", "answer", "end")
 
 
@@ -149,6 +152,22 @@ def encode_message(
 ) -> Encoded:
   """`encode_messages` of one message."""
   return encode_messages([message], vocab, codes, template)[0]
+
+
+def encode_in_parts(
+  messages: Iterable[Message],
+  total: int,
+  what: str,
+  vocab: Vocabulary,
+  codes: Int[np.ndarray, "N L"],
+  template: ChatTemplate,
+) -> Iterator[Encoded]:
+  """`encode_messages` of many, as they are made, under a progress bar that says `what` they are."""
+  left = iter(messages)
+  with tqdm(total=total, desc=what, unit="message", delay=QUIET_SECONDS, leave=False) as bar:
+    while part := list(itertools.islice(left, _PART)):
+      yield from encode_messages(part, vocab, codes, template)
+      bar.update(len(part))
 
 
 def encode_messages(

@@ -22,7 +22,7 @@ from diffgr_jax.data.packing import Example
 from diffgr_jax.evaluation.rerank_baselines import Trees
 from diffgr_jax.evaluation.rerank_report import fitted_trees
 from diffgr_jax.parallel.distributed import in_turn
-from diffgr_jax.rerank.chat import Message, Segment, count_tokens, encode_messages, segments
+from diffgr_jax.rerank.chat import Message, Segment, count_tokens, encode_in_parts, segments
 from diffgr_jax.rerank.prompt import PromptOptions, name_candidate, render, render_reply
 from diffgr_jax.rerank.reasoning import Outcome, TraceRules, count_outcomes, evidence_scores
 from diffgr_jax.rerank.records import RankingTask
@@ -108,7 +108,8 @@ def _made(run: RerankRun) -> Iterator[Example]:
       for outcome in kept
       if outcome.trace is not None
     ]
-  for message in encode_messages(messages, run.vocab, run.codes, run.prompts.template):
+  how = run.vocab, run.codes, run.prompts.template
+  for message in encode_in_parts(messages, len(messages), "messages", *how):
     yield Example(message.tokens, message.parts.astype(np.int32))
 
 
