@@ -12,7 +12,8 @@ an index and a mask, not the cache:
     it sees   x x x  |  x   .   .  |  .   x   .
 
 A score is the sum of log-probabilities of a DocID's tokens and EOS; a beam as wide as the corpus is enumeration. With
-`renormalise`, probabilities are those among the children of a node, so that the scores of all DocIDs sum to 1. Of any
+`renormalise`, probabilities are those among the children of a node, so that the scores of all DocIDs sum to 1. A model
+with a code head reads learned DocIDs as the codes themselves, and its logits are those of one level (`codes`). Of any
 text (`AnyText`) every token is a child, and EOS or the length ends a hypothesis; the sum favours short answers.
 """
 
@@ -32,6 +33,8 @@ from diffgr_jax.models import inference
 from diffgr_jax.models.attention import Layout, padded_layout
 from diffgr_jax.models.cache import KVCache, init_cache
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.models.denoiser import LOWEST_LOGIT, CodeDenoiser
+from diffgr_jax.models.encoder import mean_pool, unit_length
 from diffgr_jax.models.inference import DecodingParams, decoding_params
 from diffgr_jax.models.transformer import Params
 
@@ -67,6 +70,7 @@ class BeamState:
   node: Int[Array, "B X"]  # of the trie; of any text, 1 if the hypothesis has ended
   ancestor: Int[Array, "B W L"]  # which beam's slot of step t the beam descends from
   step: Int[Array, ""]  # tokens chosen
+  query: Float[Array, "B D"] | None = None  # the prompt's vector, for a code head
 
 
 @struct.dataclass
@@ -89,6 +93,7 @@ class _Shape:
   root_fan_out: int
   fan_out: int
   renormalise: bool
+  codes: CodeDenoiser | None
 
 
 def decode_beams(
@@ -101,6 +106,7 @@ def decode_beams(
   config: TransformerConfig,
   width: int,
   renormalise: bool = False,
+  codes: CodeDenoiser | None = None,
 ) -> Beams:
   """Finds the `width` DocIDs of highest score for each prompt (exactly so if the beam never drops their prefixes).
 
@@ -113,11 +119,12 @@ def decode_beams(
     config: of the model.
     width: beams a row.
     renormalise: score each token among the children of its prefix, not among the whole vocabulary.
+    codes: of a model with a code head, how it reads a canvas of codes; the trie then holds codes, not tokens.
 
   Raises:
     ValueError: shapes that do not fit, or a width below 1.
   """
-  prompt, valid, setting, shape = _prepare(prompt, valid, banned, allowed, config, width, renormalise)
+  prompt, valid, setting, shape = _prepare(prompt, valid, banned, allowed, config, width, renormalise, codes)
   return read_beams(_search_loop(params, prompt, valid, setting, shape=shape), allowed)
 
 
@@ -131,6 +138,7 @@ def decode_beams_steps(
   config: TransformerConfig,
   width: int,
   renormalise: bool = False,
+  codes: CodeDenoiser | None = None,
 ) -> Iterator[tuple[BeamState, Float[Array, "B X V"]]]:
   """The same search, one Python step at a time, for notebooks and traces.
 
@@ -140,7 +148,7 @@ def decode_beams_steps(
     The state after each step, and the raw logits that it chose from: those of the prompt (X = 1) at the first step,
     then one row for each hypothesis of the step before (X = W).
   """
-  prompt, valid, setting, shape = _prepare(prompt, valid, banned, allowed, config, width, renormalise)
+  prompt, valid, setting, shape = _prepare(prompt, valid, banned, allowed, config, width, renormalise, codes)
   params = decoding_params(config, params)
   state, cache, logits = _first_step(params, prompt, valid, setting, shape=shape)
   yield state, logits
@@ -179,7 +187,7 @@ def _first(
   cache = init_cache(shape.config, batch, prompt_width + max(depth - 1, 1) * width)
   pattern = shape.config.prompt_pattern
   hidden, cache = inference.extend(shape.config, params, prompt, padded_layout(valid), cache, 0, pattern=pattern)
-  logits = inference.logits(shape.config, params, hidden[:, -1:])
+  query = None if shape.codes is None else unit_length(mean_pool(hidden, valid))
   root = BeamState(
     tokens=jnp.full((batch, width, depth), -1, jnp.int32),
     score=jnp.zeros((batch, 1), jnp.float32),
@@ -187,7 +195,9 @@ def _first(
     node=jnp.zeros((batch, 1), jnp.int32),
     ancestor=jnp.zeros((batch, width, depth), jnp.int32),
     step=jnp.int32(0),
+    query=query,
   )
+  logits = _logits(params, root, hidden[:, -1:], shape)
   return _expand(root, logits, setting, shape.root_fan_out, shape.renormalise), cache, logits
 
 
@@ -195,9 +205,19 @@ def _next(
   params: DecodingParams, state: BeamState, cache: KVCache, setting: _Setting, *, shape: _Shape
 ) -> tuple[BeamState, KVCache, Float[Array, "B W V"]]:
   """Reads the newest tokens, and expands every hypothesis."""
-  hidden, cache, state = _read(params, state, cache, setting.prompt_length, shape.config)
-  logits = inference.logits(shape.config, params, hidden)
+  hidden, cache, state = _read(params, state, cache, setting.prompt_length, shape)
+  logits = _logits(params, state, hidden, shape)
   return _expand(state, logits, setting, shape.fan_out, shape.renormalise), cache, logits
+
+
+def _logits(
+  params: DecodingParams, state: BeamState, hidden: Float[Array, "B X D"], shape: _Shape
+) -> Float[Array, "B X V"]:
+  """Of the next token: over the vocabulary, or over the codes of its level and MASK."""
+  if shape.codes is None or state.query is None:
+    return inference.logits(shape.config, params, hidden)
+  logits = inference.code_logits(params, state.query, hidden, state.step)
+  return jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=LOWEST_LOGIT)
 
 
 _first_step = jax.jit(_first, static_argnames=("shape",))
@@ -221,7 +241,7 @@ def _read(
   state: BeamState,
   cache: KVCache,
   prompt_length: Int[Array, "B"],
-  config: TransformerConfig,
+  shape: _Shape,
 ) -> tuple[Float[Array, "B W D"], KVCache, BeamState]:
   """Reads the newest token of every beam: a token sees its prompt, the slots of its ancestors, and itself."""
   batch, width, depth = state.tokens.shape
@@ -237,7 +257,10 @@ def _read(
   prompt = jnp.broadcast_to((cache.layout.segment[:, None, :prompt_width] > 0), (batch, width, prompt_width))
   mask = jnp.concatenate([prompt, mine | itself[None]], axis=-1)
   offset = prompt_width + place * width
-  hidden, cache = inference.extend(config, params, jnp.maximum(newest, 0), layout, cache, offset, mask=mask)
+  tokens = jnp.maximum(newest, 0)
+  if shape.codes is not None:
+    tokens = tokens + shape.codes.first_code + shape.codes.size * place
+  hidden, cache = inference.extend(shape.config, params, tokens, layout, cache, offset, mask=mask)
   own = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :, None], (batch, width, 1))
   ancestor = jax.lax.dynamic_update_slice_in_dim(state.ancestor, own, place, axis=2)
   return hidden, cache, replace(state, ancestor=ancestor)
@@ -265,7 +288,7 @@ def _expand(
   new_token = jnp.where(stays, -1, pick(token))
   new_node = jnp.where(stays, jnp.take_along_axis(state.node, parent, axis=-1), pick(child))
   tokens = jax.lax.dynamic_update_slice_in_dim(follow(state.tokens), new_token[..., None], state.step, axis=2)
-  return BeamState(tokens, best, parent, new_node, follow(state.ancestor), state.step + 1)
+  return BeamState(tokens, best, parent, new_node, follow(state.ancestor), state.step + 1, state.query)
 
 
 def _children(
@@ -286,19 +309,23 @@ def _children(
 # --- preparation, on the host ---
 
 
-def _prepare(prompt, valid, banned, allowed, config, width, renormalise) -> tuple[Array, Array, _Setting, _Shape]:
+def _prepare(
+  prompt, valid, banned, allowed, config, width, renormalise, codes
+) -> tuple[Array, Array, _Setting, _Shape]:
   prompt, valid = np.asarray(prompt, np.int32), np.asarray(valid, bool)
   if prompt.shape != valid.shape or not valid[:, -1:].all():
     raise ValueError(f"prompt {prompt.shape} and valid {valid.shape} must agree, and no prompt may be empty")
+  if codes is not None and (isinstance(allowed, AnyText) or not config.code_levels):
+    raise ValueError("codes are for a model with a code head and the trie of its DocIDs")
   if width < 1:
     raise ValueError(f"width is {width}; a beam search keeps 1 hypothesis or more")
   trie, eos = None, -1
   if isinstance(allowed, AnyText):
     rows, eos = config.vocab_size, -1 if allowed.eos_id is None else allowed.eos_id
-    shape = _Shape(config, width, allowed.length, rows, rows, renormalise)
+    shape = _Shape(config, width, allowed.length, rows, rows, renormalise, codes)
   else:
     trie = jnp.asarray(allowed.first), jnp.asarray(allowed.token)
-    shape = _Shape(config, width, allowed.depth, allowed.root_fan_out, allowed.fan_out, renormalise)
+    shape = _Shape(config, width, allowed.depth, allowed.root_fan_out, allowed.fan_out, renormalise, codes)
   length = jnp.asarray(valid.sum(axis=-1), jnp.int32)
   setting = _Setting(jnp.asarray(banned, bool), length, trie, jnp.int32(eos))
   return jnp.asarray(prompt), jnp.asarray(valid), setting, shape

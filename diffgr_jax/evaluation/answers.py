@@ -125,6 +125,7 @@ class Beam:
       config=run.model,
       width=self.width,
       renormalise=True,
+      codes=run.codes,
     )
     forwards = np.full(len(prompts), trie.depth)
     return Answer(fetch(beams.document), fetch(beams.score), forwards, 1 + (forwards - 1) * self.width)

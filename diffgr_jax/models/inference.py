@@ -141,6 +141,25 @@ def logits(config: TransformerConfig, params: DecodingParams, hidden: Float[Arra
   return constrain(out.reshape(batch, length, -1), "logits", ("batch", None, "vocab"), config.rules)
 
 
+def code_logits(
+  params: DecodingParams, query: Float[Array, "B D"], hidden: Float[Array, "B T D"], level: Int[Array, ""] | int
+) -> Float[Array, "B T K"]:
+  """Float32 logits of the codes of one level, by the code head (code_head.py).
+
+  Args:
+    params: of a model with a code head.
+    query: of length 1.
+    hidden: what each logit is read from.
+    level: of the DocID.
+  """
+  head = params["code_head"]
+  of_level = lambda name: jax.lax.dynamic_index_in_dim(head[name], level, keepdims=False).astype(hidden.dtype)
+  how: dict[str, Any] = dict(preferred_element_type=jnp.float32)
+  dense = jnp.einsum("bd,kd->bk", query.astype(hidden.dtype), of_level("centroids"), **how)
+  scale = head["scale"].astype(jnp.float32)[:, None, None]
+  return scale * dense[:, None] + jnp.einsum("btd,kd->btk", hidden, of_level("rows"), **how)
+
+
 # --- parts; x is [features, tokens], tokens row after row ---
 
 

@@ -106,7 +106,7 @@ def _check_paradigm(config: Config) -> None:
     return
   if not config.beam_widths or min(config.beam_widths) < 1:
     raise ValueError(f"config.beam_widths holds widths of at least 1, not {tuple(config.beam_widths)}")
-  for field in ("document_weight", "all_masked_fraction", "code_head", "slot_embeddings", "show_queries"):
+  for field in ("document_weight", "all_masked_fraction", "slot_embeddings", "show_queries"):
     if config[field]:
       raise ValueError(f"config.{field} must be {type(config[field])()} when config.paradigm is 'autoregressive'")
 

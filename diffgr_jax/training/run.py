@@ -110,7 +110,7 @@ class Run:
 
   @property
   def canvas_of_codes(self) -> bool:
-    return self.config.docid == CODES and not self.autoregressive
+    return _holds_codes(self.config)
 
   @property
   def mask_id(self) -> int:
@@ -127,6 +127,12 @@ class Run:
     if self.canvas_of_codes:
       return 0, self.mask_id
     return (self.vocab.docid_token(0, 0) if self.config.docid == CODES else 0), self.vocab.size
+
+  @property
+  def codes(self) -> CodeDenoiser | None:
+    """How an autoregressive model with a code head reads a canvas of codes (decoding/beam.py)."""
+    denoiser = self.denoiser
+    return denoiser if isinstance(denoiser, CodeDenoiser) and self.config.code_head else None
 
   @property
   def banned(self) -> Bool[Array, "V"]:
@@ -266,9 +272,12 @@ def make_docids(
   if codes is None:
     raise ValueError("a run on codes needs an index of codes for other documents: --docid_index=FILE.npz")
   index = docid_index(codes, documents, vocab, "the index of codes")
-  if config.paradigm == AUTOREGRESSIVE:
-    return dataclasses.replace(index, codes=code_tokens(index.codes, vocab))
-  return index
+  return index if _holds_codes(config) else dataclasses.replace(index, codes=code_tokens(index.codes, vocab))
+
+
+def _holds_codes(config: Config) -> bool:
+  """Whether a canvas holds codes themselves. The rival's are tokens of the vocabulary, unless it has a code head."""
+  return config.docid == CODES and (config.paradigm != AUTOREGRESSIVE or config.code_head)
 
 
 def open_run(workdir: Path) -> Run:

@@ -1,9 +1,11 @@
-"""Pictures of results.json files: what quality costs in speed, and how it grows with scale.
+"""Pictures of results.json files: what quality costs in speed, how it grows with scale, and what scale costs.
 
 quality and speed     a point for each method of each record: queries a second (log) against the metric; those that no
                       other one beats in both are joined
 quality and scale     a line for each method: documents, parameters or training examples (log) against the metric; where
                       records agree in the scale, a point for each, and the line goes through their mean
+cost and scale        a line for each number of levels: documents (log) against what scoring them takes (log), and the
+                      forward pass that it comes on top of (benchmarks/scoring_scale.py)
 
 Every point is a figure that a record holds, on one split; nothing is fitted. Speeds compare on one machine only:
 records of several machines in one picture are refused.
@@ -129,6 +131,32 @@ def draw_scale(
   return _write(figure, axes, path)
 
 
+def draw_cost(figures: Mapping[str, Mapping[str, Mapping[str, float]]], path: str | Path, *, batch: int) -> Path:
+  """Draws what scoring a corpus takes by its size, and writes the picture.
+
+  Args:
+    figures: by "L levels", then by "N documents" (`scoring ms`, `picking ms`) and "forward pass" (`ms`).
+    path: of the PNG.
+    batch: questions of a pass, for the title.
+  """
+  axes, figure = _axes(f"scoring every document, batch {batch}")
+  sizes: set[int] = set()
+  for i, (levels, rows) in enumerate(figures.items()):
+    costs = {
+      int(name.removesuffix(" documents").replace(",", "")): row["scoring ms"] + row["picking ms"]
+      for name, row in rows.items()
+      if name.endswith(" documents")
+    }
+    sizes |= set(costs)
+    look: dict[str, Any] = dict(color=_colour(i), clip_on=False)
+    axes.plot(list(costs), list(costs.values()), marker=_MARKERS[i % len(_MARKERS)], label=levels, **look)
+    axes.axhline(rows["forward pass"]["ms"], linestyle=":", label=f"a forward pass, {levels}", **look)
+  axes.set(xscale="log", yscale="log", xlabel=SCALES["documents"], ylabel="milliseconds")
+  axes.set_xticks(sorted(sizes), [f"{size:,}" for size in sorted(sizes)])
+  axes.minorticks_off()
+  return _write(figure, axes, path, bottom=None)
+
+
 def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
   """The points that no other one beats in speed and quality, fastest last."""
   best: list[tuple[float, float]] = []
@@ -152,8 +180,8 @@ def _colour(i: int) -> str:
   return COLOURS[i % len(COLOURS)]
 
 
-def _write(figure: Figure, axes: Axes, path: str | Path) -> Path:
-  axes.set_ylim(bottom=0)
+def _write(figure: Figure, axes: Axes, path: str | Path, bottom: float | None = 0) -> Path:
+  axes.set_ylim(bottom=bottom)
   axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The DocID stage: its loss by hand, its two ways of computing it, and the document-level term by enumeration."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from diffgr_jax.diffusion.corruption import make_process
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.trie import build_trie
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
 from diffgr_jax.models.transformer import init_params
 from diffgr_jax.stages.docid import DocIdStage
 
@@ -160,6 +161,38 @@ def test_what_an_autoregressive_model_is_trained_on_is_what_its_beam_search_scor
       loss = stage.loss(params, alone, INDEX, jnp.float32(1.0), 1)[0]
       place = np.flatnonzero(np.asarray(beams.document[row]) == document)
       np.testing.assert_allclose(-beams.score[row, place], [loss], rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", [MODEL, BERT], ids=["rotary", "learned"])
+def test_and_so_it_is_with_a_code_head_whose_canvas_holds_codes(model):
+  model = dataclasses.replace(
+    model, alignment="shifted", pattern="prefix_causal", code_levels=4, code_size=3, head="none"
+  )
+  denoiser = CodeDenoiser(CanvasDenoiser(model, pad_id=0, pattern="prefix_causal"), mask_token=4, first_code=8, size=3)
+  stage = dataclasses.replace(
+    STAGE, denoiser=denoiser, process=make_process("clean"), mask_id=3, pad_id=-1, valid_size=3
+  )
+  params = init_params(model, jax.random.key(3))
+  drawn = {name: jax.random.normal(jax.random.key(i), (4, 3, 16)) for i, name in enumerate(("centroids", "rows"))}
+  params["code_head"] |= drawn | {"scale": jnp.full(1, 2.0)}
+  codes = np.array([[0, 2, 1, 0], [0, 2, 2, 0], [1, 0, 0, 2], [2, 2, 1, 1], [0, 1, 1, 0]], np.int32)
+  index = DocIdIndex(codes, tuple("abcde"), tuple("abcde"), eos_id=-1, pad_id=-1)
+  batch, banned = batch_of(4, seed=5), jnp.arange(4) == 3
+  prompt = np.asarray(batch["prompt"])
+  search = functools.partial(decode_beams, params, prompt, prompt != 0, banned, build_trie(index), width=5)
+  beams = search(config=model, codes=denoiser)
+  assert (np.sort(np.asarray(beams.document)) == np.arange(5)).all()
+  for document, code in enumerate(codes):
+    docid = jnp.broadcast_to(jnp.asarray(code), (4, 4))
+    drawn, count = stage.prepare(jax.random.key(0), batch | {"docid": docid})
+    assert count == 16
+    for row in range(4):
+      alone = jax.tree.map(lambda x, row=row: x[row : row + 1], drawn)
+      loss = stage.loss(params, alone, INDEX, jnp.float32(1.0), 1)[0]
+      place = np.flatnonzero(np.asarray(beams.document[row]) == document)
+      np.testing.assert_allclose(-beams.score[row, place], [loss], rtol=1e-4)
+  with pytest.raises(ValueError, match="codes are for a model with a code head"):
+    search(config=MODEL, codes=denoiser)
 
 
 def test_label_smoothing_spreads_a_share_over_the_columns_in_use():

@@ -52,6 +52,21 @@ def test_an_autoregressive_run_holds_codes_as_tokens_and_no_other_token_is_predi
   assert set(run.index.codes.ravel()) <= set(range(first, end))
 
 
+def test_an_autoregressive_run_with_a_code_head_holds_the_codes_themselves(codes_config, tmp_path):
+  with codes_config.unlocked():
+    codes_config.update(paradigm="autoregressive", process="clean", beam_widths=(2,), slot_embeddings=False)
+  plain, _ = prepare_run(codes_config, tmp_path / "plain")
+  assert plain.codes is None
+  with codes_config.unlocked():
+    codes_config.code_head = True
+  run = dataclasses.replace(
+    plain, config=codes_config, model=dataclasses.replace(plain.model, code_levels=2, code_size=plain.vocab.docid_codes)
+  )
+  assert run.canvas_of_codes
+  assert run.codes == run.denoiser
+  assert run.banned.tolist() == [False] * run.mask_id + [True]
+
+
 @pytest.mark.parametrize("levels, codes", [(3, 5), (2, 4)])
 def test_rows_that_the_index_does_not_fit_are_refused(codes_config, tmp_path, levels, codes):
   with codes_config.unlocked():

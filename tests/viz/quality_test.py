@@ -20,9 +20,9 @@ def drawn(monkeypatch):
   kept = {}
   write = quality._write
 
-  def look(figure, axes, path):
+  def look(figure, axes, path, **how):
     kept["axes"] = axes
-    return write(figure, axes, path)
+    return write(figure, axes, path, **how)
 
   monkeypatch.setattr(quality, "_write", look)
   return kept
@@ -81,3 +81,20 @@ def test_records_are_read_by_name(tmp_path):
       quality.read_records([again])
   with pytest.raises(FileNotFoundError, match="no such file"):
     quality.read_records([tmp_path / "nothing.json"])
+
+
+def test_a_line_for_each_number_of_levels_and_the_pass_that_it_comes_on_top_of(drawn, tmp_path):
+  cost = lambda scoring: {"scoring ms": scoring, "picking ms": 1.0}
+  figures = {
+    "4 levels": {"forward pass": {"ms": 50.0}, "10 documents": cost(2.0), "1,000 documents": cost(9.0)},
+    "8 levels": {"forward pass": {"ms": 60.0}, "10 documents": cost(4.0), "1,000 documents": cost(19.0)},
+  }
+  path = quality.draw_cost(figures, tmp_path / "cost.png", batch=2)
+  assert path.read_bytes()[:4] == b"\x89PNG"
+  lines = [line for line in drawn["axes"].lines if line.get_linestyle() == "-"]
+  assert [list(zip(*line.get_data(), strict=True)) for line in lines] == [
+    [(10, 3.0), (1000, 10.0)],
+    [(10, 5.0), (1000, 20.0)],
+  ]
+  passes = [line.get_ydata()[0] for line in drawn["axes"].lines if line.get_linestyle() == ":"]
+  assert passes == [50.0, 60.0]
