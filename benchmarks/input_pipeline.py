@@ -1,6 +1,6 @@
 """The input pipeline of a config alone: batches/s and tokens/s, without a model.
 
-    python -m benchmarks.input_pipeline --config=configs/quickstart.py [--workdir=workdir/input] [--batches=200]
+    python -m benchmarks.input_pipeline --config=configs/docid/base.py [--workdir=workdir/input] [--batches=200]
 
 Builds data, vocabulary and DocIDs in the workdir as training would, then draws batches as fast as they come. Prints
 one line of JSON: the median second of five rounds, to be compared with the steps/s of benchmarks.train_step.

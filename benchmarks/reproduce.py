@@ -115,25 +115,25 @@ _BENCH = "python -m diffgr_jax.bench --config=configs/bench/decode.py"
 
 RECIPES: dict[str, Recipe] = {
   "pydocs": Recipe(
-    "README.md", (_main("quickstart.py", "pydocs"),), f"{W}/pydocs/results.json", 6,
+    "README.md", (_main("docid/base.py", "pydocs"),), f"{W}/pydocs/results.json", 6,
     (*_PYDOCS, ("test", "BM25", "Hit@1")),
   ),
   "pydocs_minilm": Recipe(
     "README.md",
-    ("make pretrained", _main("quickstart.py", "pydocs"),
+    ("make pretrained", _main("docid/base.py", "pydocs"),
      _evaluate("pydocs", f"--set=dense=minilm --out={W}/pydocs_minilm.json")),
     f"{W}/pydocs_minilm.json", 12, (("test", "minilm, dense", "Hit@1"), ("test", "minilm, dense", "MRR@10")), 0.005,
   ),
   "pydocs_random": Recipe(
-    "docs/experiments.md", (_main("quickstart.py", "pydocs_random", "--config.start=random"),),
+    "docs/experiments.md", (_main("docid/base.py", "pydocs_random", "--config.start=random"),),
     f"{W}/pydocs_random/results.json", 6, _PYDOCS,
   ),
   "pydocs_random_bound": Recipe(
-    "docs/experiments.md", (_main("quickstart.py", "pydocs_random_bound", "--config.start=random", _TITLES),),
+    "docs/experiments.md", (_main("docid/base.py", "pydocs_random_bound", "--config.start=random", _TITLES),),
     f"{W}/pydocs_random_bound/results.json", 6, _PYDOCS,
   ),
   "pydocs_corpus_bound": Recipe(
-    "docs/experiments.md", (_main("quickstart.py", "pydocs_corpus_bound", _TITLES),),
+    "docs/experiments.md", (_main("docid/base.py", "pydocs_corpus_bound", _TITLES),),
     f"{W}/pydocs_corpus_bound/results.json", 6, _PYDOCS,
   ),
   "gqwiki": Recipe(

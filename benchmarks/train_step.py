@@ -1,6 +1,6 @@
 """The train step of a config alone, on made-up batches: milliseconds, tokens/s and MFU on the devices at hand.
 
-    python -m benchmarks.train_step --config=configs/quickstart.py [--config.mesh.fsdp=2] [--steps=20] [--documents=N]
+    python -m benchmarks.train_step --config=configs/docid/base.py [--config.mesh.fsdp=2] [--steps=20] [--documents=N]
 
 No data is read: rows of the vocabulary and the canvas come from the config (as in a preflight), and every sequence is
 full. Prints one line of JSON. MFU is by the rule of models/flops.py, against what a square matrix product of 2048

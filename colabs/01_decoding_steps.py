@@ -58,12 +58,12 @@ from diffgr_jax.viz.live import live_losses
 # %% [markdown]
 # ## A small model, from nothing
 #
-# `configs/quickstart.py` is the config of `make quickstart`; here it takes a part of the steps. Run the cell again and
+# `configs/docid/base.py` is the config of `make from-nothing`; here it takes a part of the steps. Run the cell again and
 # it goes on from its checkpoint, in no time.
 
 # %%
 WORKDIR = Path("workdir/decoding_steps")
-config = dg.config("quickstart.py:steps=350")
+config = dg.config("docid/base.py:steps=350")
 config.eval_every = 0
 
 with live_losses(WORKDIR, config.steps):

@@ -91,7 +91,7 @@ jax.debug.visualize_array_sharding(up)
 from diffgr_jax.viz.live import read_losses
 
 for name, sizes in {"data": {"data": 8}, "all": {"data": 2, "fsdp": 2, "tensor": 2}}.items():
-  config = dg.config("quickstart.py:size=tiny,steps=20")
+  config = dg.config("docid/base.py:size=tiny,steps=20")
   with config.unlocked():
     config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1} | sizes)
   config.update(eval_every=0, log_every=5, data_dir="workdir/pod_data")

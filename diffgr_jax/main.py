@@ -1,6 +1,6 @@
 """Trains and evaluates what a config describes: `python -m diffgr_jax.main --config=FILE.py --workdir=DIR`.
 
-python -m diffgr_jax.main --config=configs/quickstart.py --workdir=workdir/quickstart
+python -m diffgr_jax.main --config=configs/docid/base.py --workdir=workdir/quickstart
 python -m diffgr_jax.main --config=configs/docid/folder.py:path=DIR,steps=800 --workdir=workdir/mine
 python -m diffgr_jax.main --config=configs/docid/minilm.py:path=DIR --workdir=workdir/minilm --config.batch_size=16
 python -m diffgr_jax.main --config=configs/rerank/mid_training.py:pool=50,steps=2600 --workdir=W/mid

@@ -13,9 +13,10 @@ PAGE = ROOT / "docs" / "configs.md"
 sys.path.insert(0, str(ROOT))
 
 # Config files with every field, and those that start from them: file -> arguments that it cannot do without.
-BASES = {"configs/quickstart.py": "DocID retrieval", "configs/rerank/base.py": "Re-ranking"}
+BASES = {"configs/docid/base.py": "DocID retrieval", "configs/rerank/base.py": "Re-ranking"}
 OTHERS = {
-  "configs/quickstart.py": {
+  "configs/docid/base.py": {
+    "configs/quickstart.py": "",
     "configs/docid/folder.py": "path=DIR",
     "configs/docid/minilm.py": "path=DIR",
     "configs/docid/codes.py": "path=DIR,index=codes.npz",

@@ -3,7 +3,7 @@
 #
 #   launch/local_pod.sh [--devices=D] [--logs=DIR] [--grace=SECONDS] [--module=NAME] [--dry-run] N -- FLAGS...
 #
-#   launch/local_pod.sh 2 -- --config=configs/quickstart.py:size=tiny,steps=50 --workdir=workdir/pod
+#   launch/local_pod.sh 2 -- --config=configs/docid/base.py:size=tiny,steps=50 --workdir=workdir/pod
 #
 # Process 0 shows on the terminal, the others in DIR/process_I.log. When one process fails, the others get --grace seconds
 # to end by themselves and are then killed: the job always ends, with a line that says which process began it. SIGTERM and

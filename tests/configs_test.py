@@ -8,8 +8,9 @@ from diffgr_jax.evaluation.study import cells_of
 from diffgr_jax.training.jobs import check_config
 
 ARGUMENTS = {
-  "quickstart": "", "docid.folder": "path=somewhere", "docid.minilm": "", "docid.nq320k": "path=somewhere",
-  "docid.msmarco": "path=somewhere,part=passages,limit=1000", "docid.codes": "index=codes.npz",
+  "quickstart": "", "docid.base": "", "docid.folder": "path=somewhere", "docid.minilm": "",
+  "docid.nq320k": "path=somewhere", "docid.msmarco": "path=somewhere,part=passages,limit=1000",
+  "docid.codes": "index=codes.npz",
   "docid.autoregressive": "", "pod.docid": "size=1b", "rerank.mid_training": "shop=amazon_beauty,path=here",
   "rerank.sft": "pool=50,size=base", "rerank.convert": "start=w",
   "rerank.cft": "start=w,block=8,alignment=same_position",
@@ -60,7 +61,7 @@ def test_every_cell_of_the_study_is_a_run_that_is_accepted():
     "path=here,codes=c.npz,product=p.npz,steps=7,batch=16"
   )
   cells = cells_of(study)
-  assert len(cells) == len({cell.name for cell in cells}) == 10
+  assert len(cells) == len({cell.name for cell in cells}) == 13
   for cell in cells:
     file, _, arguments = cell.config.partition(":")
     config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(arguments)

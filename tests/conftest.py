@@ -87,7 +87,7 @@ def untrained(corpus_folder, tmp_path_factory):
 
 
 def _tiny_config(corpus_folder):
-  from configs.quickstart import get_config
+  from configs.docid.base import get_config
 
   config = get_config(f"size=tiny,steps=6,dataset=folder,path={corpus_folder}")
   with config.unlocked():

@@ -149,7 +149,7 @@ def test_the_made_up_shop_is_a_corpus(tmp_path):
 
 
 def test_a_run_trains_on_the_codes_and_is_evaluated_like_titles(built, corpus_folder, tmp_path):
-  config = f"--config=configs/quickstart.py:steps=4,size=tiny,dataset=folder,path={corpus_folder}"
+  config = f"--config=configs/docid/base.py:steps=4,size=tiny,dataset=folder,path={corpus_folder}"
   codes = ["--config.docid=codes", f"--config.docid_index={built[0]}/i.npz"]
   done = run("main", config, *codes, f"--workdir={tmp_path}", *SMALL)
   assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ def run(module, *flags, stdin=""):
 @pytest.fixture(scope="module")
 def trained(corpus_folder, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
-  config = f"--config=configs/quickstart.py:steps=4,size=tiny,dataset=folder,path={corpus_folder}"
+  config = f"--config=configs/docid/base.py:steps=4,size=tiny,dataset=folder,path={corpus_folder}"
   done = run("main", config, f"--workdir={workdir}", *SMALL)
   assert done.returncode == 0, done.stderr
   return workdir, done, config
@@ -44,7 +44,7 @@ def test_training_ends_with_a_table_worked_queries_and_a_picture(trained):
   assert (workdir / "denoising.png").read_bytes()[:4] == b"\x89PNG"
   record = json.loads((workdir / "results.json").read_text())
   assert record["status"] == "measured"
-  assert record["command"].startswith("python -m diffgr_jax.main --config=configs/quickstart.py:steps=4")
+  assert record["command"].startswith("python -m diffgr_jax.main --config=configs/docid/base.py:steps=4")
   assert set(record["metrics"]["valid"]["one-pass"]) >= {"Hit@1", "Hit@10", "Hit@100", "MRR@10", "queries/s", "NELBO"}
   assert record["metrics"]["valid"]["confidence, 4 steps, free"]["invalid"] <= 1.0
   logged = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -137,13 +137,13 @@ def test_decode_reads_queries_line_by_line(trained):
 @pytest.mark.parametrize(
   "module, flags, message",
   [
-    ("main", ["--config=configs/quickstart.py:size=huge"], "size is one of tiny, small, base"),
-    ("main", ["--config=configs/quickstart.py", "--config.policy=best"], "config.policy is one of random"),
-    ("main", ["--config=configs/quickstart.py", "--config.mesh.tensor=3"], "the mesh .*tensor=3 needs 3 devices"),
-    ("main", ["--config=configs/quickstart.py:dataset=folder,path=/no/such"], "/no/such"),
-    ("main", ["--config=configs/quickstart.py", "--num_processes=2"], "needs --coordinator_address"),
-    ("main", ["--config=configs/quickstart.py", "--profile_steps=12:10"], "--profile_steps is FIRST:LAST"),
-    ("main", ["--config=configs/quickstart.py", "--config.keep_every=7"], "config.keep_every .7. must be a multiple"),
+    ("main", ["--config=configs/docid/base.py:size=huge"], "size is one of tiny, small, base"),
+    ("main", ["--config=configs/docid/base.py", "--config.policy=best"], "config.policy is one of random"),
+    ("main", ["--config=configs/docid/base.py", "--config.mesh.tensor=3"], "the mesh .*tensor=3 needs 3 devices"),
+    ("main", ["--config=configs/docid/base.py:dataset=folder,path=/no/such"], "/no/such"),
+    ("main", ["--config=configs/docid/base.py", "--num_processes=2"], "needs --coordinator_address"),
+    ("main", ["--config=configs/docid/base.py", "--profile_steps=12:10"], "--profile_steps is FIRST:LAST"),
+    ("main", ["--config=configs/docid/base.py", "--config.keep_every=7"], "config.keep_every .7. must be a multiple"),
     ("decode", ["--workdir=/no/such", "--query=x"], "/no/such holds no run"),
     ("decode", ["--workdir=/no/such", "extra"], "unexpected argument 'extra'"),
     ("decode", ["--query=x"], "exactly one of --workdir .* and --checkpoint"),
@@ -178,7 +178,7 @@ def test_a_bad_row_is_named_by_file_and_line(name, line, message, corpus_folder,
   for file in corpus_folder.iterdir():
     extra = line + "\n" if file.name == name else ""
     (folder / file.name).write_text(file.read_text() + extra)
-  done = run("main", f"--config=configs/quickstart.py:dataset=folder,path={folder}", f"--workdir={tmp_path / 'run'}")
+  done = run("main", f"--config=configs/docid/base.py:dataset=folder,path={folder}", f"--workdir={tmp_path / 'run'}")
   assert done.returncode == 1
   assert message in done.stderr
   assert "Traceback" not in done.stderr

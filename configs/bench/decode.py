@@ -5,7 +5,7 @@
 
 import ml_collections
 
-from configs.quickstart import parse_arguments
+from configs.docid.base import parse_arguments
 
 # name: (d_model, n_layers, n_heads, n_kv_heads, d_ff, vocab_size)
 SIZES = {

@@ -6,7 +6,7 @@ students, `student=W/cft8+W/cft32`, show several block sizes.
 
 import ml_collections
 
-from configs.quickstart import parse_arguments
+from configs.docid.base import parse_arguments
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

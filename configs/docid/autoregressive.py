@@ -8,11 +8,11 @@ paradigm (weight decay 0.01, linear decay, label smoothing 0.1), with a lower ra
 
 import ml_collections
 
-from configs import quickstart
+from configs.docid import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config, given = quickstart.pretrained_config(arg, steps=800, own=("index",))
+  config, given = base.pretrained_config(arg, steps=800, own=("index",))
   index = given.get("index", "")
   config.paradigm = "autoregressive"
   config.process = "clean"

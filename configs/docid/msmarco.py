@@ -6,20 +6,20 @@ Documents are chosen by judgements first, then in the order of the collection; l
 
 import ml_collections
 
-from configs import quickstart
+from configs.docid import base
 
 ARGUMENTS = ("path", "part", "limit", "steps", "size", "seed")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  given = quickstart.parse_arguments(arg, ARGUMENTS)
+  given = base.parse_arguments(arg, ARGUMENTS)
   if "path" not in given:
     raise ValueError("--config=configs/docid/msmarco.py:path=DIR: name the folder of the files, or path=public")
   part, limit = given.pop("part", "documents"), given.pop("limit", "300000")
   if not limit.isdecimal():
     raise ValueError(f"--config=...:limit={limit}: limit is a number of documents; 0: all")
   given = {"size": "base", "steps": "100000"} | given
-  config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()) + ",dataset=msmarco")
+  config = base.get_config(",".join(f"{key}={value}" for key, value in given.items()) + ",dataset=msmarco")
   with config.unlocked():
     config.dataset_part = part  # documents | passages
     config.dataset_limit = int(limit)

@@ -6,17 +6,17 @@ build reads them once, in parts; `--config.data_dir=DIR` keeps it for other runs
 
 import ml_collections
 
-from configs import quickstart
+from configs.docid import base
 
 ARGUMENTS = ("path", "steps", "size", "seed")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  given = quickstart.parse_arguments(arg, ARGUMENTS)
+  given = base.parse_arguments(arg, ARGUMENTS)
   if "path" not in given:
     raise ValueError("--config=configs/docid/nq320k.py:path=DIR: name the folder of the files, or path=public")
   given = {"size": "base", "steps": "100000"} | given
-  config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()) + ",dataset=nq320k")
+  config = base.get_config(",".join(f"{key}={value}" for key, value in given.items()) + ",dataset=nq320k")
   with config.unlocked():
     config.on_bad_row = "skip"  # one row of 40 GB does not end the build; the build prints what it left out
     config.vocab_size = 32_000

@@ -8,7 +8,7 @@ weights are random. docs/pods.md says which slices these were compiled for, with
 
 import ml_collections
 
-from configs import quickstart
+from configs.docid import base
 
 ARGUMENTS = ("size", "job", "path", "index", "pretrained", "steps", "seed")
 # name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
@@ -21,14 +21,14 @@ _MESHES = {("1b", "train"): (16, 1), ("8b", "train"): (256, 1), ("1b", "decode")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  given = quickstart.parse_arguments(arg, ARGUMENTS)
+  given = base.parse_arguments(arg, ARGUMENTS)
   size, job = given.pop("size", "8b"), given.pop("job", "train")
   for name, value, allowed in (("size", size, SIZES), ("job", job, ("train", "decode"))):
     if value not in allowed:
       raise ValueError(f"--config=...:{name}={value}: {name} is one of {', '.join(allowed)}")
   index, pretrained = given.pop("index", ""), given.pop("pretrained", "")
   given = {"path": "corpus", "steps": "20000"} | given
-  config = quickstart.get_config(",".join(f"{key}={value}" for key, value in given.items()) + ",dataset=folder")
+  config = base.get_config(",".join(f"{key}={value}" for key, value in given.items()) + ",dataset=folder")
   with config.unlocked():
     config.split_case = False
     config.eval_splits = ()

@@ -11,7 +11,7 @@ Arguments of all: shop (made_up | amazon_beauty | interactions), path (of its fi
 
 import ml_collections
 
-from configs.quickstart import parse_arguments
+from configs.docid.base import parse_arguments
 from diffgr_jax.parallel.rules import DECODE_RULES, TRAIN_RULES
 
 ARGUMENTS = ("shop", "path", "pool", "size", "steps", "seed")

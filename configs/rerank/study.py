@@ -10,7 +10,7 @@ of rollouts alone. On 2 cores that takes hours: a step of OPD 20 to 30 seconds, 
 
 import ml_collections
 
-from configs.quickstart import parse_arguments
+from configs.docid.base import parse_arguments
 
 _ARGUMENTS = ("shop", "path", "pool", "size", "seed", "part", "models", "block")
 _STEPS = {"mid": 2600, "sft": 4000, "teacher": 60, "lists": 400, "cft": 1800, "opd": 100, "rl": 60}

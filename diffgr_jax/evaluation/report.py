@@ -90,7 +90,8 @@ def evaluate_run(
     assert collection is not None
     splits = {name: collection.queries[name] for name in _split_names(run, list(collection.queries))}
 
-  judged = {name: judge(queries, index) for name, queries in splits.items() if len(queries)}
+  limit = run.config.eval_limit or None
+  judged = {name: judge(queries[:limit], index) for name, queries in splits.items() if len(queries)}
   baselines = _rank_baselines(documents, judged, run.config.dense)
   metrics, by_exposure = {}, {}
   asked_for = training_questions(collection.queries.get("train", ()) if collection else (), index.doc_ids)
@@ -114,6 +115,7 @@ def evaluate_run(
       "examples": step * run.config.batch_size,
       "training_minutes": recorded_seconds(run.workdir, step) / 60,
       "batch_size": run.config.eval_batch_size,
+      "eval_limit": run.config.eval_limit,
       "relevant_grade": run.config.relevant_grade,
     },
   )

@@ -33,7 +33,7 @@ def train_and_evaluate(
   """Trains the config's model in `workdir`, from its last checkpoint where there is one, and watches validation.
 
   Args:
-    config: see configs/quickstart.py and configs/rerank/base.py for every field.
+    config: see configs/docid/base.py and configs/rerank/base.py for every field.
     workdir: takes the data, vocabulary, identifiers, checkpoints, metrics.
     profile_steps: the first and the last step of an xprof trace.
 

@@ -40,7 +40,7 @@ _RULES = FieldRules(
     "diffusion_weight": 0, "document_weight": 0, "prior_weight": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0,
     "nelbo_queries": 0, "topk_steps": 1, "topk_beam": 1, "topk_commit": 1, "samples": 1, "pool": 1, "block_length": 1,
     "beam_canvases": 1, "chain_candidates": 1, "chain_steps": 0, "dataset_words": 0, "dataset_limit": 0,
-    "relevant_grade": 1,
+    "relevant_grade": 1, "eval_limit": 0,
   },
   above_zero=("temperature",),
   shares=("all_masked_fraction", "label_smoothing", "start_share"),

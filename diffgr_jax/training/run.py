@@ -41,10 +41,10 @@ from diffgr_jax.training.start import check_code_head, pretrained_folder, pretra
 _MAY_CHANGE = {
   "steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_every", "keep_best", "best_metric",
   "mesh", "rules", "decode_rules", "attention", "microbatches", "remat", "data_dir", "dataset_path", "dataset_manifest",
-  "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "relevant_grade", "ce_chunk",
-  "show_queries", "dense", "nelbo_queries", "decodings", "topk_steps", "topk_beam", "topk_commit", "topk_policy",
-  "beam_widths", "start_share", "temperature", "samples", "pool", "block_length", "beam_canvases", "chain_candidates",
-  "chain_steps",
+  "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "eval_limit", "relevant_grade",
+  "ce_chunk", "show_queries", "dense", "nelbo_queries", "decodings", "topk_steps", "topk_beam", "topk_commit",
+  "topk_policy", "beam_widths", "start_share", "temperature", "samples", "pool", "block_length",
+  "beam_canvases", "chain_candidates", "chain_steps",
 }  # fmt: skip
 
 # What a field was before it existed.
@@ -60,6 +60,7 @@ _OLDER = {
   "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
   "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",
   "pseudo_queries": "spans", "relevant_grade": 1, "diffusion_weight": 1.0, "start_share": 0.0,
+  "eval_limit": 0,
 }  # fmt: skip
 
 CODES_FILE = Path("index") / "codes.npz"  # of a run on learned DocIDs, in its workdir
@@ -67,7 +68,8 @@ CODES_FILE = Path("index") / "codes.npz"  # of a run on learned DocIDs, in its w
 # How a run decodes: free to change for a checkpoint, with `--set field=value`.
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
-  "eval_batch_size": int, "eval_splits": list[str], "relevant_grade": int, "dense": str, "nelbo_queries": int,
+  "eval_batch_size": int, "eval_splits": list[str], "eval_limit": int, "relevant_grade": int,
+  "dense": str, "nelbo_queries": int,
   "beam_widths": list[int], "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str,
   "start_share": float, "decodings": list[str], "temperature": float, "samples": int, "pool": int, "block_length": int,
   "beam_canvases": int, "chain_candidates": int, "chain_steps": int,

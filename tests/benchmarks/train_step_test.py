@@ -6,7 +6,7 @@ import sys
 
 
 def test_a_tiny_step_is_measured():
-  command = [sys.executable, "-m", "benchmarks.train_step", "--config=configs/quickstart.py:size=tiny", "--steps=2"]
+  command = [sys.executable, "-m", "benchmarks.train_step", "--config=configs/docid/base.py:size=tiny", "--steps=2"]
   fields = ["--config.batch_size=8", "--config.vocab_size=400", "--documents=20"]
   done = subprocess.run([*command, *fields], capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr

@@ -47,6 +47,17 @@ def test_the_record_is_the_file_and_names_what_was_run(measured, untrained):
   assert settings["parameters"] == sum(np.size(leaf) for leaf in jax.tree.leaves(params))
 
 
+def test_a_limit_asks_the_first_questions_of_a_split(measured, untrained, tmp_path):
+  run, params, collection = untrained
+  limited = with_config(run, eval_limit=4, decodings=("one_pass",), nelbo_queries=0)
+  record = report.evaluate_run(limited, params, step=6, out=tmp_path / "results.json")
+  assert record["settings"]["eval_limit"] == 4
+  assert {row["queries"] for row in record["metrics"]["valid"].values()} == {4}
+  judged = judge([collection.queries["valid"][i] for i in range(4)], run.index)
+  own, _ = evaluate_method(run, params, methods_of(run)[0], judged, run.index)
+  assert record["metrics"]["valid"]["one-pass"]["MRR@100"] == own["MRR@100"]
+
+
 def test_every_method_stands_beside_the_baselines_with_its_interval(measured, untrained):
   record, (run, params, collection) = measured[0], untrained
   rows = record["metrics"]["valid"]

@@ -90,7 +90,7 @@ def test_flags_are_read_back_as_what_they_were(monkeypatch, tmp_path):
   assert named.flags(tmp_path)[1] == f"--config.examples={tmp_path}/b"
   own = flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=own)
-  cell = Cell("c", "configs/quickstart.py:steps=7", {"eval_splits": ("valid",), "decodings": ["one_pass", "topk"]})
+  cell = Cell("c", "configs/docid/base.py:steps=7", {"eval_splits": ("valid",), "decodings": ["one_pass", "topk"]})
   monkeypatch.setattr(sys, "argv", ["main", *cell.flags(tmp_path)])  # where overrides are looked for
   own(sys.argv)
   assert own.config.steps == 7

@@ -46,7 +46,7 @@ def pod(folder, corpus, *, processes=2, fault=""):
   command = [
     "launch/local_pod.sh", f"--devices={8 // processes}", f"--grace={GRACE}", f"--logs={folder / 'terminal'}",
     "--module=tests.launch.faulty_main", str(processes), "--",
-    f"--config=configs/quickstart.py:steps={STEPS},size=tiny,dataset=folder,path={corpus}", *FLAGS,
+    f"--config=configs/docid/base.py:steps={STEPS},size=tiny,dataset=folder,path={corpus}", *FLAGS,
     f"--workdir={folder / 'run'}",
   ]  # fmt: skip
   began = time.monotonic()

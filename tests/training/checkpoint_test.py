@@ -31,7 +31,7 @@ def assert_same_bits(a, b):
 @pytest.fixture(scope="module")
 def trained(corpus_folder, tmp_path_factory):
   """A finished run of six steps with a checkpoint every second one, and its last state."""
-  from configs.quickstart import get_config
+  from configs.docid.base import get_config
 
   workdir = tmp_path_factory.mktemp("trained") / "run"
   config = get_config(f"size=tiny,steps=6,dataset=folder,path={corpus_folder}")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.quickstart import get_config
+from configs.docid.base import get_config
 from diffgr_jax.training.options import check_batch, check_config
 
 

@@ -115,7 +115,7 @@ def test_a_mesh_that_does_not_divide_is_refused(tiny):
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
 def test_the_command_on_a_slice():
-  arguments = ["--config=configs/quickstart.py:size=tiny", "--topology=v5e:2x2", "--documents=100", "--json"]
+  arguments = ["--config=configs/docid/base.py:size=tiny", "--topology=v5e:2x2", "--documents=100", "--json"]
   command = [sys.executable, "-m", "diffgr_jax.preflight", *arguments, "--config.mesh.data=1", "--config.mesh.fsdp=4"]
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   ran = subprocess.run(command, capture_output=True, text=True, env=environment)
