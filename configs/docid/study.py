@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   one_pass = watch | {"decodings": ("one_pass",), "dense": ""}
   diffusion = one_pass | {"decodings": _ALL, "chain_steps": 4}
   # 64 codes of ten beams are 631 tokens a question, of a hundred 6,301: too many for the width to be tried.
-  beams = watch | {"code_head": True}
+  beams = watch | {"code_head": True, "start_share": 0.45}
   narrow = beams | {"beam_widths": (1, 10)}
 
   config = ml_collections.ConfigDict()
