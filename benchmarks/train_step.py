@@ -51,11 +51,18 @@ def main(_) -> None:
   tokens = lambda *shape: rng.integers(5, model.vocab_size, shape).astype(np.int32)
   codes, rows = tokens(job.documents, length), config.batch_size
   which = rng.integers(0, job.documents, rows).astype(np.int32)
-  batch = {"prompt": tokens(rows, config.prompt_length), "docid": codes[which], "doc_index": which}
+  batch = {
+    "prompt": tokens(rows, config.prompt_length),
+    "docid": codes[which],
+    "doc_index": which,
+    "asked": np.ones(rows, bool),
+  }
   batch = shard_batch(batch, mesh)
   index = {
     "codes": codes,
     "scored": np.ones(codes.shape, bool),
+    "asked": np.ones(len(codes), bool),
+    "share": np.full(len(codes), 1 / len(codes), np.float32),
     "log_frequency": np.zeros((length, model.vocab_size), np.float32),
   }
   index = jax.device_put(index, replicated(mesh)) if config.document_weight else {}

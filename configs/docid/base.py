@@ -115,6 +115,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.antithetic = True  # times spread evenly over the batch
   config.diffusion_weight = 1.0  # of the diffusion loss; 0 leaves the document-level softmax alone
   config.document_weight = 1.0  # of the document-level softmax beside the diffusion loss
+  config.document_negatives = 0  # documents that it compares with beside the batch's, drawn at random; 0: all there are
   config.prior_weight = 1.0  # of the tokens' log frequency, subtracted in one-pass scores (0: plain)
   config.label_smoothing = 0.0  # share of the targets that is spread over all tokens
   config.spare_unasked = False  # questions are not compared with documents that no training question asks for

@@ -20,7 +20,7 @@ import functools
 from typing import Any
 
 import grain
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float32, Int32
 import numpy as np
 
 from diffgr_jax.data import pseudo_queries
@@ -116,6 +116,21 @@ def asked_documents(collection: Collection, train_split: str = "train") -> Bool[
   """Which documents some training query asks for."""
   asked = {doc_id for query in collection.queries.get(train_split, ()) for doc_id in query.doc_ids}
   return np.asarray([document.doc_id in asked for document in collection.documents], bool)
+
+
+def document_shares(
+  collection: Collection, mixture: Mapping[str, float], train_split: str = "train"
+) -> Float32[np.ndarray, "N"]:
+  """The share of each document among the examples of a mixture: what a row of a batch is about, how often."""
+  place = {document.doc_id: row for row, document in enumerate(collection.documents)}
+  weights, queries = _used_weights(mixture), collection.queries.get(train_split, ())
+  even = np.full(len(place), 1 / len(place))
+  asked = np.zeros(len(place))
+  for query in queries if "queries" in weights else ():
+    asked[[place[doc_id] for doc_id in query.doc_ids]] += 1 / (len(queries) * len(query.doc_ids))
+  total = sum(weights.values())
+  parts = [weight / total * (asked if name == "queries" else even) for name, weight in weights.items()]
+  return np.sum(parts, axis=0).astype(np.float32)
 
 
 def examples_taken(iterator: grain.DatasetIterator, batch_size: int) -> int:

@@ -9,7 +9,14 @@ none.
 
 The loss is the masked-diffusion bound (DiffuGR, arXiv 2511.08150; MDLM, arXiv 2406.07524) times `diffusion_weight`,
 and, with `document_weight` > 0, a retrieval-aware term beside it: the right document against all others, by the score
-that one-pass retrieval ranks by.
+that one-pass retrieval ranks by. Where scoring all of them is too much, `document_negatives` compares it with a pool
+that every row shares:
+
+    pool       documents of the batch's B rows, drawn by the mixture (share q of each) | n more, drawn evenly of N
+    expected   (B - 1) q(d) + n / N  times in the pool, beside a row's own draw
+    loss       -log of  e^s(right) / (e^s(right) + sum over the pool's other documents of e^s(d) / expected(d))
+
+so that the denominator is right on average (logQ correction of sampled softmax, with mixed negative sampling).
 """
 
 from dataclasses import dataclass
@@ -42,6 +49,7 @@ class DocIdStage:
   ce_chunk: int = 0  # vocabulary rows a chunk of the cross-entropy; 0 holds all logits at once
   diffusion_weight: float = 1.0  # of the diffusion loss
   document_weight: float = 0.0  # of the document-level softmax
+  document_negatives: int = 0  # documents drawn for it beside the batch's own; 0: it is over all documents
   prior_weight: float = 0.0  # share of the tokens' log frequency that is subtracted in that score
   label_smoothing: float = 0.0  # share of the target that is spread evenly over the columns in use
   spare_unasked: bool = False  # questions are not compared with documents that no training question asks for
@@ -55,7 +63,15 @@ class DocIdStage:
     everything = jnp.ones_like(batch["docid"], dtype=bool)
     target = batch["docid"] != self.pad_id if isinstance(self.process, Clean) else everything
     drawn = draw(key, self.process, batch["docid"], mask_id=self.mask_id, target=target, antithetic=self.antithetic)
-    return batch | drawn._asdict(), target.sum().astype(jnp.float32)
+    batch = batch | drawn._asdict()
+    if self.document_weight and self.document_negatives:
+      # Every row carries the whole pool, for a microbatch is made of rows. Bits: N is not known here.
+      rows, bits = len(batch["docid"]), jax.random.bits(jax.random.fold_in(key, 1), (self.document_negatives,))
+      batch |= {
+        "together": jnp.broadcast_to(batch["doc_index"][None], (rows, rows)),
+        "drawn": jnp.broadcast_to(bits[None], (rows, self.document_negatives)),
+      }
+    return batch, target.sum().astype(jnp.float32)
 
   def loss(
     self, params: Params, batch: Batch, shared: Batch, target_count: Float[Array, ""], row_count: int
@@ -64,9 +80,9 @@ class DocIdStage:
 
     Args:
       params: the model's parameters.
-      batch: prompt, docid, doc_index, asked, x_t, corrupted, weight.
-      shared: `codes` Int[N, L], `scored` Bool[N, L], `log_frequency` Float[L, V] of the documents that exist, and
-        `asked` Bool[N]: which of them some training question asks for.
+      batch: prompt, docid, doc_index, asked, x_t, corrupted, weight; with `document_negatives` the pool.
+      shared: `codes` Int[N, L], `scored` Bool[N, L], `log_frequency` Float[L, V] of the documents that exist,
+        `asked` Bool[N]: which of them some training question asks for, and `share` Float[N]: of the training examples.
       target_count: target positions of the whole global batch.
       row_count: rows of the whole global batch.
     """
@@ -85,7 +101,8 @@ class DocIdStage:
     metrics = {"diffusion_loss": loss} | sums
     loss = self.diffusion_weight * loss
     if logits is not None and log_sum is not None and self.document_weight > 0.0:
-      document_loss, hits = self._document_loss(logits, log_sum, batch, shared)
+      how = self._sampled_document_loss if self.document_negatives else self._document_loss
+      document_loss, hits = how(logits, log_sum, batch, shared, row_count)
       loss = loss + self.document_weight * document_loss / row_count
       metrics |= {"document_loss": document_loss / row_count, "document_hits": hits / row_count}
     return loss, metrics | {"loss": loss}
@@ -99,14 +116,38 @@ class DocIdStage:
     return nll.reshape(docid.shape)
 
   def _document_loss(
-    self, logits: Float[Array, "B L V"], log_sum: Float[Array, "B L"], batch: Batch, index: Batch
+    self, logits: Float[Array, "B L V"], log_sum: Float[Array, "B L"], batch: Batch, index: Batch, row_count: int
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sums over rows of -log softmax of the right document, and of whether it comes first.
+    """Sums over rows of -log softmax of the right document, and of whether it comes first."""
+    del row_count
+    scores = self._document_scores(logits, log_sum, batch, index)
+    right = jnp.take_along_axis(scores, batch["doc_index"][:, None], axis=-1)
+    return document_nll(scores, batch["doc_index"]).sum(), (scores <= right).all(axis=-1).sum().astype(jnp.float32)
 
-    A document's score sums log p (less the prior's share) over the masked positions that it is scored on: the logits
-    are gathered, and what is the same for all tokens of a position is a product of small matrices, so that nothing
-    else has the size of the logits. Documents that disagree with what the canvas already shows are out: a partly
-    filled canvas asks which of the remaining ones it is.
+  def _sampled_document_loss(
+    self, logits: Float[Array, "B L V"], log_sum: Float[Array, "B L"], batch: Batch, index: Batch, row_count: int
+  ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The same against the pool; whether the right document comes first of those."""
+    documents = len(index["codes"])
+    pool = jnp.concatenate([batch["together"][0], (batch["drawn"][0] % documents).astype(jnp.int32)])
+    of_pool = {name: index[name][pool] for name in ("codes", "scored", "asked", "share")}
+    scores = self._document_scores(logits, log_sum, batch, index | of_pool)
+    itself = pool[None, :] == batch["doc_index"][:, None]
+    right = jnp.take_along_axis(scores, jnp.argmax(itself, axis=-1, keepdims=True), axis=-1)
+    others = jnp.where(itself, -jnp.inf, scores)
+    expected = (row_count - 1) * of_pool["share"] + self.document_negatives / documents
+    compared = jnp.concatenate([right, others - jnp.log(expected)[None, :]], axis=-1)
+    first = (others <= right).all(axis=-1).sum().astype(jnp.float32)
+    return document_nll(compared, jnp.zeros(len(right), jnp.int32)).sum(), first
+
+  def _document_scores(
+    self, logits: Float[Array, "B L V"], log_sum: Float[Array, "B L"], batch: Batch, index: Batch
+  ) -> Float[Array, "B N"]:
+    """A document's score sums log p (less the prior's share) over the masked positions that it is scored on.
+
+    The logits are gathered, and what is the same for all tokens of a position is a product of small matrices, so that
+    nothing else has the size of the logits. Documents that disagree with what the canvas already shows are out (-inf):
+    a partly filled canvas asks which of the remaining ones it is.
     """
     codes, scored, masked = index["codes"], index["scored"], batch["corrupted"]
     log_share = index["log_frequency"][jnp.arange(codes.shape[1])[None, :], codes]
@@ -116,9 +157,7 @@ class DocIdStage:
     compared = _agrees(codes, batch["docid"], ~masked)
     if self.spare_unasked:
       compared &= index["asked"][None, :] | ~batch["asked"][:, None]
-    scores = jnp.where(compared, scores, -jnp.inf)
-    right = jnp.take_along_axis(scores, batch["doc_index"][:, None], axis=-1)
-    return document_nll(scores, batch["doc_index"]).sum(), (scores <= right).all(axis=-1).sum().astype(jnp.float32)
+    return jnp.where(compared, scores, -jnp.inf)
 
 
 def _agrees(codes: Int[Array, "N L"], docid: Int[Array, "B L"], visible: Bool[Array, "B L"]) -> Bool[Array, "B N"]:

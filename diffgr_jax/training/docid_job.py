@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from diffgr_jax.data.pipeline import asked_documents, make_train_iterator
+from diffgr_jax.data.pipeline import asked_documents, document_shares, make_train_iterator
 from diffgr_jax.data.pseudo_queries import read_generated
 from diffgr_jax.data.records import Collection
 from diffgr_jax.evaluation.generative import quick_metrics
@@ -71,7 +71,9 @@ class DocIdJob:
     """The index of DocIDs, which only the document-level term reads in a step."""
     if not self.config.document_weight:
       return {}
-    index = self.run.device_index() | {"asked": jnp.asarray(asked_documents(self.collection))}
+    mixture = _usable_mixture(self.config.mixture.to_dict(), self.collection)
+    of_documents = {"asked": asked_documents(self.collection), "share": document_shares(self.collection, mixture)}
+    index = self.run.device_index() | {name: jnp.asarray(values) for name, values in of_documents.items()}
     return jax.device_put(index, replicated(mesh))
 
   def starting(self, fresh: Params, shardings: Any) -> Params:

@@ -40,7 +40,7 @@ _RULES = FieldRules(
     "diffusion_weight": 0, "document_weight": 0, "prior_weight": 0, "remask": 0, "docid_levels": 0, "docid_codes": 0,
     "nelbo_queries": 0, "topk_steps": 1, "topk_beam": 1, "topk_commit": 1, "samples": 1, "pool": 1, "block_length": 1,
     "beam_canvases": 1, "chain_candidates": 1, "chain_steps": 0, "dataset_words": 0, "dataset_limit": 0,
-    "relevant_grade": 1, "eval_limit": 0,
+    "relevant_grade": 1, "eval_limit": 0, "document_negatives": 0,
   },
   above_zero=("temperature",),
   shares=("all_masked_fraction", "label_smoothing", "start_share"),
@@ -82,6 +82,8 @@ def check_config(config: Config) -> None:
   _check_start(config)
   if not config.diffusion_weight and not config.document_weight:
     raise ValueError("config.diffusion_weight and config.document_weight are both 0: one of them must be above it")
+  if config.document_negatives and not config.document_weight:
+    raise ValueError("config.document_negatives is of the document-level softmax: it must be 0 at document_weight 0")
   if config.document_weight > 0 and config.ce_chunk:
     raise ValueError(
       "config.ce_chunk must be 0 when config.document_weight > 0: that term needs all logits of the canvas"

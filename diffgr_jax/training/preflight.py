@@ -203,6 +203,7 @@ def _index(config: Config, job: Plan, documents: NamedSharding, whole: NamedShar
     "codes": _array(shape, jnp.int32, documents),
     "scored": _array(shape, jnp.bool_, documents),
     "asked": _array(shape[:1], jnp.bool_, whole),
+    "share": _array(shape[:1], jnp.float32, whole),
     "log_frequency": _array((job.canvas_length, columns), jnp.float32, whole),
     "rows": _array((columns,), jnp.int32, whole),
   }

@@ -60,7 +60,7 @@ _OLDER = {
   "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
   "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",
   "pseudo_queries": "spans", "relevant_grade": 1, "diffusion_weight": 1.0, "start_share": 0.0,
-  "eval_limit": 0,
+  "eval_limit": 0, "document_negatives": 0,
 }  # fmt: skip
 
 CODES_FILE = Path("index") / "codes.npz"  # of a run on learned DocIDs, in its workdir
@@ -186,6 +186,7 @@ class Run:
       ce_chunk=config.ce_chunk,
       diffusion_weight=config.diffusion_weight,
       document_weight=config.document_weight,
+      document_negatives=config.document_negatives,
       prior_weight=config.prior_weight,
       spare_unasked=config.spare_unasked,
     )

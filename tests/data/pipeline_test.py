@@ -48,6 +48,17 @@ def examples(batches):
 ALL = {"indexing": 0.4, "queries": 0.3, "pseudo": 0.3}
 
 
+def test_the_shares_of_documents_are_those_of_the_stream():
+  counts = np.zeros(COUNT)
+  for batch in take(stream(ALL), 5000):
+    np.add.at(counts, batch["doc_index"], 1)
+  shares = pipeline.document_shares(setting()[0], ALL)
+  np.testing.assert_allclose(shares.sum(), 1, rtol=1e-6)
+  np.testing.assert_allclose(counts / counts.sum(), shares, atol=0.01)
+  assert shares.max() > 1.2 * shares.min()
+  np.testing.assert_allclose(pipeline.document_shares(setting()[0], {"pseudo": 2.0}), np.full(COUNT, 1 / COUNT))
+
+
 def test_a_batch_keeps_the_contract():
   _, vocab, index = setting()
   for batch in take(stream(ALL), 10):

@@ -28,6 +28,7 @@ INDEX = {
   "scored": jnp.asarray(np.cumsum(CODES == 2, axis=1) - (CODES == 2) == 0),
   "log_frequency": jnp.zeros((4, 24)),
   "asked": jnp.asarray([True, False, True, True, False]),
+  "share": jnp.asarray([0.1, 0.3, 0.2, 0.15, 0.25]),
 }
 
 
@@ -134,6 +135,54 @@ def test_questions_are_spared_the_documents_that_none_asks_for():
   np.testing.assert_allclose(
     stage.loss(params, drawn, INDEX, count, 12)[1]["document_loss"], np.mean(expected), rtol=1e-5
   )
+
+
+POOLED = dataclasses.replace(
+  STAGE, process=make_process("random_time"), document_weight=1.0, document_negatives=3, prior_weight=0.5
+)
+
+
+@pytest.mark.parametrize("spare_unasked", [False, True])
+def test_the_denominator_over_a_pool_is_that_over_all_documents_on_average(spare_unasked):
+  """Batches are drawn by `share`, the first row kept; exp(loss) is the denominator over the right part."""
+  stage = dataclasses.replace(POOLED, process=make_process("all_masked"), spare_unasked=spare_unasked)
+  params, first = init_params(MODEL, jax.random.key(6)), batch_of(1, seed=1)
+  first |= {"docid": jnp.asarray(CODES[2:3]), "doc_index": jnp.asarray([2]), "asked": jnp.asarray([True])}
+  exact = dataclasses.replace(stage, document_negatives=0)
+  drawn, count = exact.prepare(jax.random.key(7), first)
+  expected = np.exp(float(exact.loss(params, drawn, INDEX, count, 1)[1]["document_loss"]))
+
+  def estimate(key):
+    pick, bits = jax.random.split(key)
+    others = jax.random.choice(pick, 5, (3,), p=INDEX["share"])
+    together = jnp.concatenate([first["doc_index"], others])[None]
+    pool = {"together": together, "drawn": jax.random.bits(bits, (1, 3))}
+    loss = stage.loss(params, drawn | pool, INDEX, count, 4)[1]["document_loss"]
+    return jnp.exp(4 * loss)  # a fourth of a batch of four rows
+
+  estimates = np.asarray(jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(8), 20_000)))
+  assert estimates.std() > 0.01
+  np.testing.assert_allclose(estimates.mean(), expected, atol=4 * estimates.std() / np.sqrt(20_000))
+
+
+def test_a_large_pool_is_the_whole_corpus():
+  params, batch = init_params(MODEL, jax.random.key(4)), batch_of(6)
+  drawn, count = dataclasses.replace(POOLED, document_negatives=200_000).prepare(jax.random.key(5), batch)
+  value = lambda stage: jax.value_and_grad(lambda p: stage.loss(p, drawn, INDEX, count, 6)[1]["document_loss"])(params)
+  whole, gradient = value(dataclasses.replace(POOLED, document_negatives=0))
+  pooled, of_pool = value(dataclasses.replace(POOLED, document_negatives=200_000))
+  np.testing.assert_allclose(pooled, whole, rtol=0.02)
+  largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.02 * largest), gradient, of_pool)
+
+
+def test_microbatches_share_the_pool_of_the_batch():
+  params, batch = init_params(MODEL, jax.random.key(4)), batch_of(6)
+  drawn, count = POOLED.prepare(jax.random.key(5), batch)
+  assert (np.asarray(drawn["together"]) == np.asarray(batch["doc_index"])).all()
+  whole = POOLED.loss(params, drawn, INDEX, count, 6)[0]
+  parts = [jax.tree.map(lambda x, own=own: x[own], drawn) for own in (slice(0, 2), slice(2, 6))]
+  np.testing.assert_allclose(sum(POOLED.loss(params, part, INDEX, count, 6)[0] for part in parts), whole, rtol=1e-5)
 
 
 BERT = dataclasses.replace(
