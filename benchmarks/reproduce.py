@@ -118,11 +118,14 @@ RECIPES: dict[str, Recipe] = {
     "README.md", (_main("docid/base.py", "pydocs"),), f"{W}/pydocs/results.json", 6,
     (*_PYDOCS, ("test", "BM25", "Hit@1")),
   ),
-  "pydocs_minilm": Recipe(
+  "pydocs_codes": Recipe(
     "README.md",
-    ("make pretrained", _main("docid/base.py", "pydocs"),
-     _evaluate("pydocs", f"--set=dense=minilm --out={W}/pydocs_minilm.json")),
-    f"{W}/pydocs_minilm.json", 12, (("test", "minilm, dense", "Hit@1"), ("test", "minilm, dense", "MRR@10")), 0.005,
+    ("make pretrained",
+     "python -m diffgr_jax.index build --corpus=pydocs --vectors=minilm --title_weight=.3 --method=product --levels=64"
+     f" --out={W}/pydocs_codes.npz",
+     _main(f"quickstart.py:index={W}/pydocs_codes.npz", "pydocs_codes")),
+    f"{W}/pydocs_codes/results.json", 8,
+    (("test", _ONE, "Hit@1"), ("test", _ONE, "MRR@10"), ("test", "minilm, dense", "Hit@1")),
   ),
   "pydocs_random": Recipe(
     "docs/experiments.md", (_main("docid/base.py", "pydocs_random", "--config.start=random"),),

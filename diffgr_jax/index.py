@@ -92,6 +92,8 @@ _TAKES = {
 }  # fmt: skip
 
 
+_SHOWN_LEVELS = 8  # of the report; --json has all
+
 def main(argv) -> None:
   action = argv[1]
   _check_flags(action)
@@ -183,7 +185,7 @@ def report(index: CodeIndex) -> dict[str, Any]:
 
 
 def describe(index: CodeIndex) -> str:
-  """The report of an index: how its levels use their codes, collisions, errors."""
+  """The report of an index: how its levels use their codes (of many the first and the last), collisions, errors."""
   build, measured = index.settings.get("build", {}), index.settings.get("measured", {})
   errors = measured.get("relative_error", []) if "level_order" not in build else []
   rows = []
@@ -201,6 +203,8 @@ def describe(index: CodeIndex) -> str:
   if build:
     lines.append(", ".join(f"{key} {value}" for key, value in build.items() if key != "rqvae"))
   lines += [f"{key}: {value}" for key, value in index.settings.items() if key not in ("build", "measured")]
+  if len(rows) > _SHOWN_LEVELS:
+    rows = [*rows[: _SHOWN_LEVELS - 1], {"level": "..."}, rows[-1]]
   lines.append(format_table(rows, markdown=False))
   if "in_collision_before" in measured:
     lines.append(
