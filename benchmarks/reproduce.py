@@ -219,6 +219,16 @@ RECIPES: dict[str, Recipe] = {
            "--config.learning_rate=2.5e-5 --config.eval_every=0")),
     f"{W}/cranfield/results.json", 5, (("test", _ONE, "Hit@1"), ("test", _ONE, "nDCG@10")), machine="H100",
   ),
+  "msmarco_dl": Recipe(
+    "docs/docid.md",
+    ("make pretrained",
+     "python -m diffgr_jax.index build --corpus=folder --path={data}/msmarco_dl --vectors=minilm --method=product"
+     f" --levels=64 --out={W}/dl.npz",
+     _main(f"docid/codes.py:index={W}/dl.npz,path={{data}}/msmarco_dl,steps=200", "msmarco_dl",
+           "--config.batch_size=32 --config.learning_rate=2.5e-5 --config.relevant_grade=2 --config.eval_every=0"
+           " --config.nelbo_queries=0 --config.dense=")),
+    f"{W}/msmarco_dl/results.json", 35, (("test", _ONE, "nDCG@10"), ("test", _ONE, "Hit@10"), ("test", "BM25", "nDCG@10")),
+  ),
   "made_up_teacher": Recipe(
     "docs/reranking.md", _shipped("teacher"), f"{W}/teacher/results.json", 10,
     (("test", "autoregressive", "R@1"), ("test", "autoregressive", "valid")), 0.015,

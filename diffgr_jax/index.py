@@ -94,6 +94,7 @@ _TAKES = {
 
 _SHOWN_LEVELS = 8  # of the report; --json has all
 
+
 def main(argv) -> None:
   action = argv[1]
   _check_flags(action)
