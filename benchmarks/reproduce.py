@@ -227,7 +227,8 @@ RECIPES: dict[str, Recipe] = {
      _main(f"docid/codes.py:index={W}/dl.npz,path={{data}}/msmarco_dl,steps=200", "msmarco_dl",
            "--config.batch_size=32 --config.learning_rate=2.5e-5 --config.relevant_grade=2 --config.eval_every=0"
            " --config.nelbo_queries=0 --config.dense=")),
-    f"{W}/msmarco_dl/results.json", 35, (("test", _ONE, "nDCG@10"), ("test", _ONE, "Hit@10"), ("test", "BM25", "nDCG@10")),
+    f"{W}/msmarco_dl/results.json", 35,
+    (("test", _ONE, "nDCG@10"), ("test", _ONE, "Hit@10"), ("test", "BM25", "nDCG@10")),
   ),
   "made_up_teacher": Recipe(
     "docs/reranking.md", _shipped("teacher"), f"{W}/teacher/results.json", 10,

@@ -79,8 +79,10 @@ def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, m
   for i, name in enumerate(records):
     for _, method, speed, quality, canvases in (point for point in points if point[0] == name):
       note = "" if canvases is None else f", {canvases:.3g} canvas{'es' * (canvases != 1)}"
+      at = methods.index(method)
+      marker = _MARKERS[(i + at // len(COLOURS)) % len(_MARKERS)]  # another one where the colours begin anew
       axes.scatter(
-        speed, quality, s=70, marker=_MARKERS[i % len(_MARKERS)], color=_colour(methods.index(method)), zorder=3,
+        speed, quality, s=70, marker=marker, color=_colour(at), zorder=3,
         edgecolors="white", linewidths=0.6, clip_on=False,
         label=f"{name}: {method}{note}" if len(records) > 1 else f"{method}{note}",
       )  # fmt: skip
