@@ -220,7 +220,8 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/cranfield/results.json", 5, (("test", _ONE, "Hit@1"), ("test", _ONE, "nDCG@10")), machine="H100",
   ),
   "scoring_scale": Recipe(
-    "docs/docid.md", (f"python -m benchmarks.scoring_scale --out={W}/scoring_scale.json --picture={W}/scoring_scale.png",),
+    "docs/docid.md",
+    (f"python -m benchmarks.scoring_scale --out={W}/scoring_scale.json --picture={W}/scoring_scale.png",),
     f"{W}/scoring_scale.json", 7, (("16 levels", "320,000 documents", "share of the forward pass"),), 0.06,
   ),
   "msmarco_dl": Recipe(
