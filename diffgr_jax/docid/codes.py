@@ -98,6 +98,8 @@ class CodeIndex:
       FileNotFoundError: no such file.
       ValueError: not such a file, or not whole.
     """
+    if not Path(path).is_file():
+      raise FileNotFoundError(f"{path}: no such DocID index of codes; python -m diffgr_jax.index build makes one")
     try:
       with zipfile.ZipFile(path) as archive:
         texts = {name: json.loads(archive.read(f"{name}.json")) for name in ("meta", "doc_ids", "titles")}

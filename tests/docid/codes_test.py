@@ -90,7 +90,7 @@ def test_a_file_that_is_none_or_is_cut_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"i.npz is no DocID index of codes \(python -m") as error:
       c.CodeIndex.load(path)
     assert "\n" not in str(error.value)
-  with pytest.raises(FileNotFoundError):
+  with pytest.raises(FileNotFoundError, match="no such DocID index of codes; python -m"):
     c.CodeIndex.load(tmp_path / "gone.npz")
 
 
