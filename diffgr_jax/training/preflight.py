@@ -182,7 +182,10 @@ def planned_stage(config: Config, job: Plan) -> DocIdStage:
     ce_chunk=config.ce_chunk,
     diffusion_weight=config.diffusion_weight,
     document_weight=config.document_weight,
+    document_negatives=config.document_negatives,
     prior_weight=config.prior_weight,
+    label_smoothing=config.label_smoothing,
+    spare_unasked=config.spare_unasked,
   )
 
 

@@ -18,7 +18,7 @@ from diffgr_jax.parallel.chips import CHIPS
 from diffgr_jax.parallel.collectives import Collective, collectives
 from diffgr_jax.parallel.mesh import make_mesh
 from diffgr_jax.training.account import Memory, advice, memory_of, memory_without_analysis, roofline
-from diffgr_jax.training.preflight import STEPS, make_program, plan
+from diffgr_jax.training.preflight import STEPS, make_program, plan, planned_stage
 from diffgr_jax.training.rerank_preflight import make_rerank_program, plan_rerank
 from tests.training import tiny_rerank
 
@@ -55,6 +55,20 @@ def test_every_step_is_compiled_from_its_config_alone(tiny, step):
     assert program.flops == train_step_flops(job.model, 8, 16, "bidirectional", logits_positions=4)
     assert 1.9 < memory.held["optimizer"] / memory.held["weights"] < 2.1
   assert ("cache" in memory.held) == (step == "cached")
+
+
+def test_the_planned_loss_is_that_of_the_config(tiny):
+  fields = {
+    "document_weight": 0.5, "document_negatives": 5, "prior_weight": 0.25, "diffusion_weight": 2.0,
+    "label_smoothing": 0.1, "spare_unasked": True, "antithetic": False, "ce_chunk": 0,
+  }  # fmt: skip
+  with tiny.unlocked():
+    tiny.update(fields)
+  job, mesh = plan(tiny, 9, "train"), make_mesh(tiny.mesh.to_dict())
+  stage = planned_stage(tiny, job)
+  assert {name: getattr(stage, name) for name in fields} == fields
+  program = make_program("train", tiny, job, mesh)
+  assert memory_of(program, aot.compile_for(program.lower), CHIPS["v5e"]).fits
 
 
 @pytest.mark.parametrize("step", ["train", "one_pass", "canvas"])
