@@ -174,6 +174,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.chain_candidates = 20  # best documents of one pass that chain scores again
   config.chain_steps = 0  # groups of positions that chain fills in one after the other; 0: one each
   config.beam_widths = ()  # autoregressive: beam searches over the DocIDs that exist; 1 is greedy
+  # renormalised (a token's probability among those that go on to a DocID that exists) | plain (among all): one or both
+  config.beam_scores = ("renormalised",)
   config.remask = 0  # low-confidence tokens taken back after a step
   config.nelbo_queries = 256  # of a split, at most, whose likelihood is bounded (16 forward passes each); 0: none
   config.dense = ""  # a dense encoder to compare with: minilm, or a Hugging Face folder; "": none

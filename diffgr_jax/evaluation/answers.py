@@ -109,9 +109,8 @@ class TopK:
 
 @dataclass(frozen=True)
 class Beam:
-  """Probabilities are renormalised over the DocIDs that exist."""
-
   width: int
+  renormalise: bool = True  # probabilities over the DocIDs that exist
 
   def answer(self, asked, prompts, seeds):
     del seeds
@@ -124,7 +123,7 @@ class Beam:
       trie,
       config=run.model,
       width=self.width,
-      renormalise=True,
+      renormalise=self.renormalise,
       codes=run.codes,
     )
     forwards = np.full(len(prompts), trie.depth)
@@ -269,7 +268,12 @@ def methods_of(run: Run) -> tuple[Method, ...]:
   """What a run is evaluated by: the decodings of its config in their order; an autoregressive model has its beams."""
   config = run.config
   if run.autoregressive:
-    return tuple(Method(f"beam {width}", Beam(int(width))) for width in config.beam_widths)
+    kinds = {"renormalised": ("", True), "plain": (", plain", False)}
+    return tuple(
+      Method(f"beam {width}{kinds[scores][0]}", Beam(int(width), kinds[scores][1]))
+      for scores in config.beam_scores
+      for width in config.beam_widths
+    )
   return tuple(method for name in config.decodings for method in _make(name, run))
 
 

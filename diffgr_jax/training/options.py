@@ -14,6 +14,7 @@ from diffgr_jax.training.fields import Config, FieldRules, check_fields, check_t
 STARTS = ("random", "corpus", "pretrained")
 CODES = "codes"
 AUTOREGRESSIVE = "autoregressive"
+BEAM_SCORES = ("renormalised", "plain")
 DOCIDS = ("title", "leading", CODES)
 DECODINGS = (
   "one_pass", "topk", "constrained", "free", "argmax", "stochastic", "blocks", "pseudo_beam", "best_of_n", "match",
@@ -108,6 +109,8 @@ def _check_paradigm(config: Config) -> None:
     return
   if not config.beam_widths or min(config.beam_widths) < 1:
     raise ValueError(f"config.beam_widths holds widths of at least 1, not {tuple(config.beam_widths)}")
+  if not config.beam_scores or not set(config.beam_scores) <= set(BEAM_SCORES):
+    raise ValueError(f"config.beam_scores holds some of {', '.join(BEAM_SCORES)}, not {list(config.beam_scores)}")
   for field in ("document_weight", "all_masked_fraction", "slot_embeddings", "show_queries"):
     if config[field]:
       raise ValueError(f"config.{field} must be {type(config[field])()} when config.paradigm is 'autoregressive'")

@@ -43,7 +43,7 @@ _MAY_CHANGE = {
   "mesh", "rules", "decode_rules", "attention", "microbatches", "remat", "data_dir", "dataset_path", "dataset_manifest",
   "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "eval_limit", "relevant_grade",
   "ce_chunk", "show_queries", "dense", "nelbo_queries", "decodings", "topk_steps", "topk_beam", "topk_commit",
-  "topk_policy", "beam_widths", "start_share", "temperature", "samples", "pool", "block_length",
+  "topk_policy", "beam_widths", "beam_scores", "start_share", "temperature", "samples", "pool", "block_length",
   "beam_canvases", "chain_candidates", "chain_steps",
 }  # fmt: skip
 
@@ -53,7 +53,7 @@ _OLDER = {
   "docid_codes": 0, "embedding_rate": 1.0, "optimizer": "adamw", "nelbo_queries": 256,
   "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ["query", "value"],
   "pattern": "bidirectional", "code_head": False, "spare_unasked": False,
-  "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": [],
+  "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": [], "beam_scores": ["renormalised"],
   "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
   "temperature": 1.0, "samples": 8, "pool": 100, "block_length": 4, "beam_canvases": 8, "chain_candidates": 20,
   "chain_steps": 0,
@@ -69,8 +69,8 @@ CODES_FILE = Path("index") / "codes.npz"  # of a run on learned DocIDs, in its w
 DECODING_FIELDS = {
   "decode_steps": int, "policy": str, "threshold": float, "remask": int, "prior_weight": float,
   "eval_batch_size": int, "eval_splits": list[str], "eval_limit": int, "relevant_grade": int,
-  "dense": str, "nelbo_queries": int,
-  "beam_widths": list[int], "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str,
+  "dense": str, "nelbo_queries": int, "beam_widths": list[int], "beam_scores": list[str],
+  "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str,
   "start_share": float, "decodings": list[str], "temperature": float, "samples": int, "pool": int, "block_length": int,
   "beam_canvases": int, "chain_candidates": int, "chain_steps": int,
 }  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.data.records import Query
-from diffgr_jax.evaluation.answers import Generate, Method, OnePass, methods_of
+from diffgr_jax.evaluation.answers import Beam, Generate, Method, OnePass, methods_of
 from diffgr_jax.evaluation.generative import Judged, SharedDocIds, evaluate_method, judge, quick_metrics
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.training.options import DECODINGS
@@ -202,6 +202,12 @@ def test_methods_follow_the_config(untrained):
   assert [m.decoding.options.remask for m in methods[2:] if isinstance(m.decoding, Generate)] == [2, 2]
   assert [m.may_miss for m in methods] == [False, False, False, True]
   assert [m.name for m in methods_of(with_config(run, prior_weight=0.0))] == plain
+
+
+def test_a_rival_is_asked_by_each_width_and_kind_of_score(untrained):
+  run = with_config(untrained[0], paradigm="autoregressive", beam_widths=(1, 5), beam_scores=("renormalised", "plain"))
+  asked = {m.name: (m.decoding.width, m.decoding.renormalise) for m in methods_of(run) if isinstance(m.decoding, Beam)}
+  assert asked == {"beam 1": (1, True), "beam 5": (5, True), "beam 1, plain": (1, False), "beam 5, plain": (5, False)}
 
 
 def test_every_decoding_has_a_name_of_its_own(untrained):

@@ -28,6 +28,9 @@ from diffgr_jax.training.options import check_batch, check_config
     (dict(pseudo_queries="/no/such.jsonl"), "config.pseudo_queries is 'spans' or a .jsonl file that exists"),
     (dict(document_weight=0.5, ce_chunk=128), "config.ce_chunk must be 0"),
     (dict(document_weight=0.0, diffusion_weight=0.0), "both 0: one of them"),
+    (dict(document_negatives=5), "config.document_negatives is of the document-level softmax"),
+    (dict(paradigm="autoregressive", process="clean", beam_widths=(2,), beam_scores=("sum",)), r"not \['sum'\]"),
+    (dict(eval_limit=-1), "config.eval_limit is at least 0, not -1"),
     (dict(start_share=0.5), "config.start_share must be 0 unless"),
     (dict(start_share=1.5), "config.start_share is in"),
     (dict(docid="words"), "config.docid is one of title, leading, codes, not 'words'"),
@@ -53,7 +56,7 @@ def test_a_bad_field_is_named(change, message):
     check_config(config)
 
 
-def test_the_quickstart_config_is_accepted():
+def test_the_config_of_every_field_is_accepted():
   check_config(get_config())
   check_config(get_config("steps=7,size=tiny,seed=3"))
 
