@@ -33,7 +33,7 @@ MISTAKES = [
     "--corpus is one of pydocs, folder, nq320k, msmarco, amazon_beauty, interactions, made_up; only --vectors=FILE.npy",
   ),
   (["build", "--out=/tmp/x.npz", "--corpus=nq320k", "--path=x"], "--data_dir says where the built nq320k is kept"),
-  (["inspect", "--index=/no/such.npz"], "No such file"),
+  (["inspect", "--index=/no/such.npz"], "no such DocID index of codes"),
   (["inspect", "--index=README.md"], "README.md is no DocID index of codes"),
   (["inspect", "--index=a.npz", "--levels=3"], "index inspect takes no --levels; it takes --index, --vectors"),
   (["import", "--published=README.md", "--out=/tmp/x.npz"], "README.md is no JSON"),
