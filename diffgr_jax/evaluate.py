@@ -1,7 +1,7 @@
 """Evaluates a checkpoint: `python -m diffgr_jax.evaluate --workdir=DIR [--out=F] [--set=field=value]`.
 
 python -m diffgr_jax.evaluate --workdir=workdir/quickstart --set=decodings=one_pass,topk --json
-python -m diffgr_jax.evaluate --workdir=workdir/quickstart --queries=my.jsonl --corpus=my_corpus.jsonl --out=mine.json
+python -m diffgr_jax.evaluate --workdir=workdir/from_nothing --queries=my.jsonl --corpus=my_corpus.jsonl --out=mine.json
 python -m diffgr_jax.evaluate --workdir=W/cft --against=W/sft
 
 Of a DocID run: without --queries it asks the splits of the run's own data; --corpus indexes other documents: by their
