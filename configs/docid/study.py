@@ -40,8 +40,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   watch |= {"eval_limit": int(given.get("questions", "0"))}
   one_pass = watch | {"decodings": ("one_pass",), "dense": ""}
   diffusion = one_pass | {"decodings": _ALL, "chain_steps": 4}
+  asked = watch | {"beam_scores": ("renormalised", "plain")}
   # 64 codes of ten beams are 631 tokens a question, of a hundred 6,301: too many for the width to be tried.
-  beams = watch | {"code_head": True, "start_share": 0.45}
+  beams = asked | {"code_head": True, "start_share": 0.45}
   narrow = beams | {"beam_widths": (1, 10)}
 
   config = ml_collections.ConfigDict()
@@ -59,8 +60,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ("product_1e-4", masked + product, one_pass | {"learning_rate": 1e-4}),
         ("product_5e-5_less_diffusion", masked + product, one_pass | {"learning_rate": 5e-5, "diffusion_weight": 0.2}),
         # The rival; on codes with a code head as the diffusion model has, and without.
-        ("rival_titles", rival + common, watch | {"learning_rate": 3e-4}),
-        ("rival_codes_plain", rival + codes, watch | {"learning_rate": 3e-4}),
+        ("rival_titles", rival + common, asked | {"learning_rate": 3e-4}),
+        ("rival_codes_no_head", rival + codes, asked | {"learning_rate": 3e-4}),
         ("rival_codes_3e-4", rival + codes, beams | {"learning_rate": 3e-4}),
         ("rival_codes_1e-4", rival + codes, beams | {"learning_rate": 1e-4}),
         ("rival_product_1e-4", rival + product, narrow | {"learning_rate": 1e-4}),
