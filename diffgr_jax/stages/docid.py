@@ -101,8 +101,10 @@ class DocIdStage:
     metrics = {"diffusion_loss": loss} | sums
     loss = self.diffusion_weight * loss
     if logits is not None and log_sum is not None and self.document_weight > 0.0:
-      how = self._sampled_document_loss if self.document_negatives else self._document_loss
-      document_loss, hits = how(logits, log_sum, batch, shared, row_count)
+      if self.document_negatives:
+        document_loss, hits = self._sampled_document_loss(logits, log_sum, batch, shared, row_count)
+      else:
+        document_loss, hits = self._document_loss(logits, log_sum, batch, shared)
       loss = loss + self.document_weight * document_loss / row_count
       metrics |= {"document_loss": document_loss / row_count, "document_hits": hits / row_count}
     return loss, metrics | {"loss": loss}
@@ -116,10 +118,9 @@ class DocIdStage:
     return nll.reshape(docid.shape)
 
   def _document_loss(
-    self, logits: Float[Array, "B L V"], log_sum: Float[Array, "B L"], batch: Batch, index: Batch, row_count: int
+    self, logits: Float[Array, "B L V"], log_sum: Float[Array, "B L"], batch: Batch, index: Batch
   ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sums over rows of -log softmax of the right document, and of whether it comes first."""
-    del row_count
     scores = self._document_scores(logits, log_sum, batch, index)
     right = jnp.take_along_axis(scores, batch["doc_index"][:, None], axis=-1)
     return document_nll(scores, batch["doc_index"]).sum(), (scores <= right).all(axis=-1).sum().astype(jnp.float32)
