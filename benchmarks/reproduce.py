@@ -23,7 +23,7 @@ from diffgr_jax import cli
 _TABLE = flags.DEFINE_string("table", "", "which table is made anew, of those in REPRODUCE.md")
 _COMPARE = flags.DEFINE_string("compare", "", "which table is compared with what its commands have left")
 _PAGE = flags.DEFINE_bool("page", False, "write REPRODUCE.md")
-_DATA = flags.DEFINE_string("data", "../shared/data", "where gqwiki, amazon_beauty and cranfield lie")
+_DATA = flags.DEFINE_string("data", "../shared/data", "where gqwiki, amazon_beauty, cranfield and msmarco_dl lie")
 
 ROOT = Path(__file__).resolve().parents[1]
 W = "workdir/reproduce"
