@@ -2,7 +2,8 @@
 
 build    --out=FILE.npz with --corpus=pydocs|folder|nq320k|msmarco [--path=DIR] and --vectors=lsa|minilm|FILE.npy, or
          with a .npy alone (its documents are called 0, 1, 2 ...); --method, --levels, --codes, --collisions, --control
-         and --seed say how. --quantizer=FILE.npz gives codes by the quantiser of an index that exists.
+         and --seed say how. --word_levels=32 adds levels that name words, in pieces of the encoder's tokenizer.
+         --quantizer=FILE.npz gives codes by the quantiser of an index that exists, and its words.
          The items of a shop are a corpus too: --corpus=amazon_beauty|interactions --path=DIR, or --corpus=made_up with
          its options as the path (users=2000,seed=1).
 inspect  --index=FILE.npz: utilisation, perplexity, collisions, reconstruction error.
@@ -29,15 +30,16 @@ from diffgr_jax.data.interactions.shop import NAMES as SHOPS
 from diffgr_jax.data.interactions.shop import item_documents, load_shop
 from diffgr_jax.data.msmarco.reader import PARTS
 from diffgr_jax.data.records import Document
-from diffgr_jax.docid.build import METHODS, RANDOM, BuildOptions, build_index, reusable_quantizer
+from diffgr_jax.docid.build import METHODS, RANDOM, BuildOptions, build_index, reusable_quantizer, with_words
 from diffgr_jax.docid.code_report import level_uses
 from diffgr_jax.docid.codes import CodeIndex, export_json, import_json, named_by_place, told_apart
 from diffgr_jax.docid.collisions import RULES
 from diffgr_jax.docid.controls import CONTROLS
 from diffgr_jax.docid.rqvae import ESTIMATORS, RqvaeOptions
 from diffgr_jax.docid.vectors import read_vectors
+from diffgr_jax.docid.words import WordCoder, fit_word_coder
 from diffgr_jax.evaluation.retrieval import format_table
-from diffgr_jax.training.document_vectors import LSA, document_vectors, with_titles
+from diffgr_jax.training.document_vectors import LSA, document_pieces, document_vectors, with_titles
 
 ACTIONS = ("build", "inspect", "import")
 _CORPUS = flags.DEFINE_enum(
@@ -59,6 +61,7 @@ _TITLES = flags.DEFINE_float(
 _WIDTH = flags.DEFINE_integer("width", 256, "build: of lsa's vectors, at most", lower_bound=1)
 _METHOD = flags.DEFINE_enum("method", METHODS[0], METHODS, "build: how codes are made")
 _LEVELS = flags.DEFINE_integer("levels", 4, "build: codes of a document", lower_bound=1)
+_WORD_LEVELS = flags.DEFINE_integer("word_levels", 0, "build: levels that name words of the texts", lower_bound=0)
 _CODES = flags.DEFINE_integer("codes", 256, "build: codes of a level", lower_bound=1)
 _COLLISIONS = flags.DEFINE_enum(
   "collisions", None, RULES, "build, import: how equal codes are told apart; default: optimal, and none of an import"
@@ -85,7 +88,7 @@ _TAKES = {
   "build": {
     "corpus", "path", "data_dir", "vectors", "title_weight", "width", "method", "levels", "codes", "collisions",
     "control", "seed", "iterations", "rotate", "latent", "steps", "batch", "learning_rate", "estimator", "quantizer",
-    "on_bad_row", "words", "limit", "part", "category",
+    "on_bad_row", "words", "limit", "part", "category", "word_levels",
   },
   "inspect": {"vectors"},
   "import": {"corpus", "path", "data_dir", "on_bad_row", "words", "limit", "part", "category", "collisions", "seed"},
@@ -150,16 +153,22 @@ def build() -> tuple[CodeIndex, np.ndarray | None]:
     ),
   )
   source = _VECTORS.value or LSA
-  quantizer = None
+  quantizer = coder = None
   if _QUANTIZER.value:
-    quantizer = reusable_quantizer(CodeIndex.load(_QUANTIZER.value), _QUANTIZER.value)
+    other = CodeIndex.load(_QUANTIZER.value)
+    quantizer, coder = reusable_quantizer(other, _QUANTIZER.value), other.words
     if source == LSA:
       raise ValueError(
         "--quantizer needs --vectors of the space it was fitted in; lsa's space is another for each corpus"
       )
+  worded, documents = bool(_WORD_LEVELS.value or coder), []
+  if _WORD_LEVELS.value and _QUANTIZER.value:
+    raise ValueError("--quantizer decides about levels that name words: no --word_levels beside it")
+  if worded and source == LSA:
+    raise ValueError("--word_levels needs --vectors of a sentence encoder, whose tokenizer names the pieces, not lsa")
   if _CORPUS.value is None:
-    if _TITLES.value:
-      raise ValueError("--title_weight needs --corpus, whose titles it reads")
+    if _TITLES.value or worded:
+      raise ValueError(f"{'--title_weight' if _TITLES.value else '--word_levels'} needs --corpus, whose texts it reads")
     if not source.endswith(".npy"):
       names = ", ".join((*NAMES, *SHOPS))
       raise ValueError(f"--corpus is one of {names}; only --vectors=FILE.npy goes without")
@@ -173,10 +182,22 @@ def build() -> tuple[CodeIndex, np.ndarray | None]:
       vectors = with_titles(vectors, source, documents, _TITLES.value)
     names, titles = [document.doc_id for document in documents], [document.title for document in documents]
   index = build_index(names, titles, vectors, options, quantizer=quantizer)
+  if worded:
+    index = _with_words(index, coder, source, documents)
   index.settings["vectors"] = "none" if random else Path(source).name
   if _TITLES.value:
     index.settings["title_weight"] = _TITLES.value
   return index, vectors
+
+
+def _with_words(index: CodeIndex, coder: WordCoder | None, source: str, documents: list[Document]) -> CodeIndex:
+  titles, texts, pieces = document_pieces(source, documents)
+  coder = coder or fit_word_coder(texts, pieces, _WORD_LEVELS.value, _CODES.value)
+  if pieces != len(coder.idf):
+    raise ValueError(
+      f"{_QUANTIZER.value} names words in {len(coder.idf)} pieces; the tokenizer of {source} has {pieces}"
+    )
+  return with_words(index, coder, titles, texts)
 
 
 def report(index: CodeIndex) -> dict[str, Any]:

@@ -33,6 +33,10 @@ MISTAKES = [
     "--corpus is one of pydocs, folder, nq320k, msmarco, amazon_beauty, interactions, made_up; only --vectors=FILE.npy",
   ),
   (["build", "--out=/tmp/x.npz", "--corpus=nq320k", "--path=x"], "--data_dir says where the built nq320k is kept"),
+  (
+    ["build", "--out=/tmp/x.npz", "--corpus=pydocs", "--word_levels=2"],
+    "--word_levels needs --vectors of a sentence encoder",
+  ),
   (["inspect", "--index=/no/such.npz"], "no such DocID index of codes"),
   (["inspect", "--index=README.md"], "README.md is no DocID index of codes"),
   (["inspect", "--index=a.npz", "--levels=3"], "index inspect takes no --levels; it takes --index, --vectors"),

@@ -1,6 +1,7 @@
 """From document vectors to an index of codes: quantise, tell collisions apart, measure.
 
 vectors -> quantiser (fitted, or one that exists) -> codes -> collisions resolved -> control, if one is asked for
+texts   -> levels that name words behind them, if some are asked for (words.py)
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from diffgr_jax.docid.product_quantizer import ProductQuantizer, fit_product_qua
 from diffgr_jax.docid.quantizer import Quantizer, relative_errors
 from diffgr_jax.docid.residual_quantizer import ResidualQuantizer, fit_residual_quantizer
 from diffgr_jax.docid.rqvae import Rqvae, RqvaeOptions, fit_rqvae
+from diffgr_jax.docid.words import Pieces, WordCoder
 
 RANDOM = "random"
 METHODS = (ResidualQuantizer.kind, ProductQuantizer.kind, Rqvae.kind, RANDOM)
@@ -107,6 +109,27 @@ def build_index(
     codes, kept = shuffle_documents(codes, options.seed), None
   settings = {"build": build, "measured": measured}
   return CodeIndex(codes, sizes, tuple(doc_ids), tuple(titles), kept, settings)
+
+
+def with_words(index: CodeIndex, coder: WordCoder, titles: Pieces, documents: Pieces) -> CodeIndex:
+  """The index with levels behind its own that name words of the documents.
+
+  Args:
+    index: without such levels.
+    coder: what gives the codes.
+    titles: pieces of each document's title, in the order of the index.
+    documents: pieces of each document's title and text.
+
+  Raises:
+    ValueError: codes of a control, which are to say nothing; or the coder's `encode`.
+  """
+  build = index.settings.get("build", {})
+  if build.get("control", "none") != "none" or index.quantizer is None:
+    raise ValueError("levels that name words go with a quantiser's codes, not with those of a control")
+  codes = np.concatenate([index.codes, coder.encode(titles, documents)], axis=1)
+  sizes = (*index.level_sizes, *((coder.codes,) * coder.levels))
+  settings = index.settings | {"build": build | {"word_levels": coder.levels}}
+  return dataclasses.replace(index, codes=codes, level_sizes=sizes, settings=settings, words=coder)
 
 
 def fit_quantizer(vectors: Shaped[np.ndarray, "N D"], options: BuildOptions) -> Quantizer:

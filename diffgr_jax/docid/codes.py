@@ -4,6 +4,7 @@
                doc_ids.json titles.json
                codes        Int32[N, L]
                q_...        the quantiser's arrays (codebooks among them); none for random codes and imports
+               w_...        of codes that name words (words.py), the last levels: what gave them
 
 and the published form, which has the codes alone: {"item": ["<a_1>", "<b_2>", "<c_3>"], ...}, a letter a level.
 
@@ -32,6 +33,7 @@ from diffgr_jax.docid.product_quantizer import ProductQuantizer
 from diffgr_jax.docid.quantizer import Quantizer
 from diffgr_jax.docid.residual_quantizer import ResidualQuantizer
 from diffgr_jax.docid.rqvae import Rqvae
+from diffgr_jax.docid.words import WordCoder
 
 _FORMAT = 1
 _KINDS = {cls.kind: cls for cls in (ResidualQuantizer, ProductQuantizer, Rqvae)}
@@ -50,6 +52,7 @@ class CodeIndex:
     titles: their titles, for people; "" where none is known.
     quantizer: what gives codes to vectors; None for random codes and imports.
     settings: how the index was built and what was measured, plain values.
+    words: what gave the last levels, where these name words.
   """
 
   codes: Int[np.ndarray, "N L"]
@@ -58,6 +61,7 @@ class CodeIndex:
   titles: tuple[str, ...]
   quantizer: Quantizer | None = None
   settings: dict[str, Any] = field(default_factory=dict)
+  words: WordCoder | None = None
 
   def __post_init__(self):
     if not len(self.codes) == len(self.doc_ids) == len(self.titles):
@@ -74,18 +78,24 @@ class CodeIndex:
   def levels(self) -> int:
     return self.codes.shape[1]
 
+  @property
+  def word_levels(self) -> int:
+    return 0 if self.words is None else self.words.levels
+
   def save(self, path: str | Path) -> None:
     """Writes the .npz, under another name until it is whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {} if self.quantizer is None else self.quantizer.arrays()
+    arrays = {"codes": self.codes}
+    for letter, made_by in (("q", self.quantizer), ("w", self.words)):
+      arrays |= {f"{letter}_{name}": array for name, array in (made_by.arrays() if made_by else {}).items()}
     meta = {"format": _FORMAT, "quantizer": None if self.quantizer is None else self.quantizer.kind}
     meta |= {"level_sizes": self.level_sizes, "settings": self.settings}
     partial = path.with_name(path.name + ".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
       for name, value in (("meta", meta), ("doc_ids", self.doc_ids), ("titles", self.titles)):
         archive.writestr(f"{name}.json", json.dumps(value, ensure_ascii=False))
-      for name, array in {"codes": self.codes, **{f"q_{key}": value for key, value in arrays.items()}}.items():
+      for name, array in arrays.items():
         with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
           np.lib.format.write_array(file, np.asarray(array, order="C"), allow_pickle=False)
     partial.replace(path)
@@ -112,14 +122,15 @@ class CodeIndex:
       if meta["format"] != _FORMAT:
         raise ValueError(f"it has format {meta['format']}, and this version reads {_FORMAT}")
       kind = meta["quantizer"]
-      own = {name.removeprefix("q_"): array for name, array in arrays.items() if name.startswith("q_")}
+      own = lambda letter: {name[2:]: array for name, array in arrays.items() if name.startswith(f"{letter}_")}
       return cls(
         arrays["codes"],
         tuple(meta["level_sizes"]),
         tuple(texts["doc_ids"]),
         tuple(texts["titles"]),
-        None if kind is None else _KINDS[kind].from_arrays(own),
+        None if kind is None else _KINDS[kind].from_arrays(own("q")),
         meta["settings"],
+        WordCoder.from_arrays(words) if (words := own("w")) else None,
       )
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
       what = str(error.args[0]).splitlines()[0] if error.args else type(error).__name__

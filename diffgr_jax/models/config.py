@@ -61,6 +61,8 @@ class TransformerConfig:
   pattern: str = "bidirectional"  # the attention pattern the weights were trained for
   code_levels: int = 0  # levels of learned DocIDs with a head of their own (code_head.py); 0: none
   code_size: int = 0  # codes a level
+  word_levels: int = 0  # the last so many of the code levels name pieces of text (docid/words.py)
+  word_rows: tuple[int, int] = (0, 0)  # the vocabulary's rows of those pieces: the first, and behind the last
   alignment: str = "same_position"  # same_position: logit i predicts token i | shifted: logit i-1 does
   remat: str = "none"  # none | dots (keep matmul outputs) | full (keep layer inputs only)
   lora_rank: int = 0  # of adapters beside frozen projections (lora.py); 0: none
@@ -95,6 +97,12 @@ class TransformerConfig:
         "model.code_levels and model.code_size are both 0 or both above it, not"
         f" {self.code_levels} and {self.code_size}"
       )
+    first, end = self.word_rows
+    if not 0 <= self.word_levels <= self.code_levels or (self.word_levels > 0) != (0 < first < end <= self.vocab_size):
+      raise ValueError(
+        f"model.word_levels is at most model.code_levels ({self.code_levels}) and needs model.word_rows inside the"
+        f" vocabulary; not {self.word_levels} with rows {self.word_rows}"
+      )
     if self.head == "mlm" and not self.tie_embeddings:
       raise ValueError("model.head 'mlm' ties its output to the embedding: set model.tie_embeddings to True")
 
@@ -113,5 +121,5 @@ class TransformerConfig:
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - known):
       raise ValueError(f"model has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    targets: Any = {"lora_targets": tuple(values.get("lora_targets", ()))}  # a list, from JSON
-    return cls(**{**values, **targets})
+    tuples: Any = {"lora_targets": (), "word_rows": (0, 0)}
+    return cls(**{**values, **{name: tuple(values.get(name, usual)) for name, usual in tuples.items()}})  # from JSON

@@ -106,7 +106,7 @@ class CodeDenoiser:
     prompt_hidden, hidden = self.canvas.read(model, prompt, self.tokens(canvas))
     if self.config.code_levels:
       query = unit_length(mean_pool(prompt_hidden, prompt != pad_id))
-      logits = model.code_head(query, hidden)
+      logits = model.code_head(query, hidden, prompt)
     else:
       matrix, bias = model.unembedding()
       rows = lambda table: table[self.first_code : self.first_code + canvas.shape[1] * self.size]

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffgr_jax.data.hf_tokenizer import HfTokenizer
 from diffgr_jax.data.lsa import fit_lsa
 from diffgr_jax.data.records import Document
 from diffgr_jax.docid.vectors import read_vectors
 from diffgr_jax.models.sentence import SentenceEncoder
-from diffgr_jax.training.start import pretrained_folder
+from diffgr_jax.training.start import MINILM, pretrained_folder
 
 LSA = "lsa"
 
@@ -60,11 +61,23 @@ def with_titles(vectors: np.ndarray, source: str, documents: Sequence[Document],
   """
   if source == LSA:
     raise ValueError("--title_weight needs --vectors of a sentence encoder, not lsa, whose vectors hold the title")
-  encoder = SentenceEncoder(pretrained_folder("minilm" if source.endswith(".npy") else source))
+  encoder = SentenceEncoder(pretrained_folder(MINILM if source.endswith(".npy") else source))
   titles = encoder.vectors([document.title for document in documents])
   if titles.shape != vectors.shape:
     raise ValueError(f"{source} has {vectors.shape[1]} columns, the encoder of the titles {titles.shape[1]}")
   return _of_length_one(_of_length_one(np.asarray(vectors, np.float32)) + weight * _of_length_one(titles))
+
+
+def document_pieces(source: str, documents: Sequence[Document]) -> tuple[list[list[int]], list[list[int]], int]:
+  """Word pieces of every title, of every title and text, and how many pieces the tokenizer has.
+
+  Args:
+    source: minilm or a Hugging Face folder, whose tokenizer it is; a .npy is taken to be MiniLM's.
+    documents: the corpus, in order.
+  """
+  tokenizer = HfTokenizer(pretrained_folder(MINILM if source.endswith(".npy") else source))
+  titles = tokenizer.encode([document.title for document in documents])
+  return titles, tokenizer.encode([f"{document.title}. {document.text}" for document in documents]), tokenizer.size
 
 
 def _of_length_one(rows: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 from diffgr_jax.data.collection import Selection, load_collection
 from diffgr_jax.data.pretrained_vocab import pretrained_vocabulary
 from diffgr_jax.data.records import Collection, Document
-from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
+from diffgr_jax.data.vocab import SPECIAL_TOKENS, Vocabulary, train_vocabulary
 from diffgr_jax.decoding.constraint import used_rows
 from diffgr_jax.decoding.denoiser import banned_tokens
 from diffgr_jax.diffusion.corruption import make_process
@@ -237,6 +237,7 @@ def _prepare(config: Config, workdir: Path) -> tuple[Run, Collection]:
   if codes is not None and config.code_head:
     check_code_head(codes, model.d_model)
     model = dataclasses.replace(model, code_levels=codes.levels, code_size=vocab.docid_codes)
+    model = dataclasses.replace(model, **_word_fields(config, codes, vocab))
   if config.paradigm == AUTOREGRESSIVE:
     model = dataclasses.replace(model, alignment="shifted", pattern="prefix_causal")
   if model.position_encoding == "learned" and model.max_positions < config.prompt_length + index.canvas_length:
@@ -323,6 +324,25 @@ def _code_rows(config: Config, codes: CodeIndex | None) -> dict[str, int]:
   if codes is not None and not levels:
     levels, size = vocabulary_size(codes)
   return {"docid_levels": levels, "docid_codes": size}
+
+
+def _word_fields(config: Config, codes: CodeIndex, vocab: Vocabulary) -> dict[str, Any]:
+  """What the model knows of levels that name words."""
+  words, pieces = codes.words, vocab.tokenizer.size
+  if words is None:
+    return {}
+  if config.paradigm == AUTOREGRESSIVE:
+    raise ValueError(
+      "config.docid_index has levels that name words, which a code head scores in one pass: build it without"
+      " --word_levels for config.paradigm 'autoregressive'"
+    )
+  if (len(words.idf), words.codes) != (pieces, vocab.docid_codes):
+    raise ValueError(
+      f"config.docid_index names words in {len(words.idf)} pieces and {words.codes} codes a level, but"
+      f" config.pretrained has {pieces} pieces and the run {vocab.docid_codes} codes"
+    )
+  first = len(SPECIAL_TOKENS)
+  return {"word_levels": words.levels, "word_rows": (first, first + pieces)}
 
 
 def _check_same_run(config: Config, collection: Collection, workdir: Path) -> None:

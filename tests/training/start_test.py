@@ -12,9 +12,11 @@ from diffgr_jax.data.records import Collection, Document, Query
 from diffgr_jax.data.vocab import Vocabulary
 from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas
 from diffgr_jax.decoding.policies import make_policy
+from diffgr_jax.docid.build import with_words
 from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.docid.product_quantizer import fit_product_quantizer
 from diffgr_jax.docid.residual_quantizer import fit_residual_quantizer
+from diffgr_jax.docid.words import fit_word_coder
 from diffgr_jax.models.encoder import sentence_vectors
 from diffgr_jax.models.hf_weights import load_hf
 from diffgr_jax.models.transformer import abstract_params, init_params
@@ -184,6 +186,49 @@ def test_codes_start_at_their_centroids_and_rank_as_quantised_vectors(tiny_confi
   token = run.vocab.docid_token(1, 2)
   cosine = table[token] @ quantizer.centroids()[1, 2]
   assert cosine == pytest.approx(np.linalg.norm(table[token]) * np.linalg.norm(quantizer.centroids()[1, 2]), rel=1e-4)
+
+
+def test_levels_that_name_words_start_as_idf_beside_the_vectors(tiny_config, tmp_path, tiny_bert):
+  rng, ids = np.random.default_rng(1), tuple(f"D{i}" for i in range(24))
+  vectors = rng.normal(size=(24, 64)).astype(np.float32)
+  quantizer, texts = fit_product_quantizer(vectors, 2, 6), rng.integers(0, 118, (24, 9)).tolist()
+  coder = fit_word_coder(texts, 118, levels=4, codes=6)
+  dense = quantizer.encode(vectors)
+  index = CodeIndex(dense, (6,) * 2, ids, ids, quantizer)
+  index = with_words(index, coder, [[]] * 24, texts)
+  index.save(tmp_path / "i.npz")
+  changes = dict(docid="codes", docid_index=str(tmp_path / "i.npz"), code_head=True, pattern="prefix", prior_weight=0.0)
+  run, params = pretrained_run(tiny_config, tmp_path / "run", tiny_bert, **changes)
+  assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract_params(run.model))
+  asked = [texts[3][0], texts[5][1]]
+  prompt = jnp.asarray([[run.vocab.bos_id, *(5 + piece for piece in asked), run.vocab.sep_id]])
+  logits = np.asarray(run.denoiser(params, prompt, jnp.full((1, 6), run.mask_id)), np.float64)[0]
+  scores = sum(logits[level, index.codes[:, level]] for level in range(6))
+  spec, original = load_hf(tiny_bert)
+  table = np.asarray(params["embed"]["embedding"])
+  query = sentence_vectors(original | {"embed": {"embedding": table}}, spec.config, prompt, jnp.ones((1, 4), bool))
+  named = sum(coder.idf[piece] * (index.codes[:, 2 + piece % 4] == 1 + piece // 4 % 5) for piece in sorted(set(asked)))
+  expected = 20 * (quantizer.decode(dense) @ np.asarray(query)[0] + 0.01 * named)
+  np.testing.assert_allclose(scores, expected, atol=1e-3)
+  shared = [piece for piece in range(118) if piece % 4 == 1 and piece // 4 % 5 == 2]  # the pieces of code 3, level 1
+  np.testing.assert_allclose(
+    table[run.vocab.docid_token(3, 3)], table[[5 + piece for piece in shared]].mean(axis=0), atol=1e-6
+  )
+  assert open_run(tmp_path / "run").model == run.model
+
+
+def test_levels_that_name_words_of_another_tokenizer_or_for_the_rival_are_refused(tiny_config, tmp_path, tiny_bert):
+  vectors, ids = np.random.default_rng(2).normal(size=(24, 64)).astype(np.float32), tuple(f"D{i}" for i in range(24))
+  quantizer = fit_product_quantizer(vectors, 2, 6)
+  index = CodeIndex(quantizer.encode(vectors), (6,) * 2, ids, ids, quantizer)
+  changes = dict(docid="codes", docid_index=str(tmp_path / "i.npz"), code_head=True, pattern="prefix")
+  for pieces, more, message in (
+    (100, {}, "names words in 100 pieces and 6 codes a level, but config.pretrained has 118 pieces"),
+    (118, dict(paradigm="autoregressive", process="clean"), "build it without --word_levels for config.paradigm"),
+  ):
+    with_words(index, fit_word_coder([[1]], pieces, 2, 6), [[]] * 24, [[1]] * 24).save(tmp_path / "i.npz")
+    with pytest.raises(ValueError, match=message):
+      pretrained_run(tiny_config, tmp_path / "run", tiny_bert, **changes, **more)
 
 
 def test_a_code_head_without_centroids_of_the_model_s_width_is_refused(tiny_config, tmp_path, tiny_bert):
