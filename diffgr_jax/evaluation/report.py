@@ -20,7 +20,7 @@ from diffgr_jax.diffusion.corruption import ExactCount
 from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.evaluation.answers import methods_of
-from diffgr_jax.evaluation.baselines import Ranking, bm25, dense, lsa
+from diffgr_jax.evaluation.baselines import Ranking, bm25, dense, hybrid, lsa
 from diffgr_jax.evaluation.exposure import exposure_figures, exposures, training_questions
 from diffgr_jax.evaluation.generative import Judged, Metrics, evaluate_method, judge
 from diffgr_jax.evaluation.likelihood import estimate_nll
@@ -171,7 +171,7 @@ def _split_names(run: Run, present: list[str]) -> list[str]:
 def _rank_baselines(
   documents: Sequence[Document], judged: Mapping[str, Judged], encoder: str
 ) -> dict[str, dict[str, Ranking]]:
-  """The rankings of BM25, LSA and (if the config names one) a dense encoder; each indexes the documents once."""
+  """The rankings of BM25, LSA and (if the config names one) a dense encoder, alone and with BM25."""
   titles, texts = [document.title for document in documents], [document.text for document in documents]
   queries = [text for split in judged.values() for text in split.texts]
   baselines = {"BM25": bm25, "LSA": lsa}
@@ -182,6 +182,8 @@ def _rank_baselines(
   rankings = {}
   for label, baseline in tqdm(baselines.items(), desc="ranking with the baselines", leave=False, delay=5):
     rankings[label] = baseline(titles, texts, queries)
+  if encoder:
+    rankings[f"{encoder} and BM25"] = hybrid(rankings[f"{encoder}, dense"], rankings["BM25"])
   parts, start = {}, 0
   for name, split in judged.items():
     rows, start = slice(start, start + len(split.texts)), start + len(split.texts)

@@ -123,7 +123,7 @@ def table_rows(outcomes: Sequence[Outcome], metric: str = "Hit@1") -> list[dict[
     splits = outcome.record["metrics"] if outcome.record else {}
     methods = dict.fromkeys(method for of_split in splits.values() for method in of_split)
     for method in methods:
-      baseline = method in _BASELINES or method.endswith(", dense")
+      baseline = method in _BASELINES or method.endswith((", dense", " and BM25"))
       if baseline and any(row["decoding"] == method for row in rows):
         continue
       figures = {split: of_split.get(method, {}) for split, of_split in splits.items()}

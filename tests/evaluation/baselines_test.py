@@ -78,6 +78,18 @@ def test_lists_are_sorted_cut_at_k_and_filled_beyond_the_collection(rank):
   assert long.query_seconds >= 0
 
 
+def test_a_hybrid_orders_the_dense_lists_by_both_scores():
+  rng = np.random.default_rng()
+  vectors = baselines.Ranking(np.array([[4, 2, 7], [1, 0, 3]]), rng.normal(size=(2, 3)).astype(np.float32), 1.0, 2.0)
+  words = baselines.Ranking(np.array([[2, 9, 4], [-1, -1, -1]]), np.array([[8, 4, 2], [-np.inf] * 3]), 3.0, 4.0)
+  got = baselines.hybrid(vectors, words, 0.5)
+  first = {4: vectors.scores[0, 0] + 0.5 * 2 / 8, 2: vectors.scores[0, 1] + 0.5, 7: vectors.scores[0, 2]}
+  assert got.indices[0].tolist() == sorted(first, key=first.get, reverse=True)
+  np.testing.assert_allclose(got.scores[0], sorted(first.values(), reverse=True), rtol=1e-6)
+  np.testing.assert_allclose(got.scores[1], np.sort(vectors.scores[1])[::-1], rtol=1e-6)  # no word is known
+  assert (got.build_seconds, got.query_seconds) == (4.0, 6.0)
+
+
 @pytest.mark.parametrize("rank", [baselines.bm25, baselines.lsa])
 def test_stems_stop_words_and_case_do_not_matter(rank):
   found = rank(["Joins", "Splits"], ["joined paths", "splitting of strings"], ["the JOINING", "string"], 2)
