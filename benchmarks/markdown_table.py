@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from diffgr_jax import cli
+from diffgr_jax.evaluation.report import differences
 from diffgr_jax.evaluation.retrieval import format_table
 
 _RESULTS = flags.DEFINE_string("results", None, "a results.json", required=True)
@@ -24,9 +25,7 @@ def main(_) -> None:
   rows = []
   for method, figures in splits[_SPLIT.value].items():
     row: dict[str, object] = {"method": method, **{column: figures.get(column) for column in _COLUMNS.value}}
-    low, high = figures.get("Hit@1 - BM25 low"), figures.get("Hit@1 - BM25 high")
-    row["Hit@1 - BM25 (95%)"] = None if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
-    rows.append(row)
+    rows.append(row | differences(figures))
   print(f"<!-- results: {_RESULTS.value} split={_SPLIT.value} -->")
   print(format_table(rows))
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 import json
 from pathlib import Path
 import sys
@@ -39,7 +40,8 @@ from diffgr_jax.training.start import pretrained_folder
 
 _NLL_SAMPLES = 16
 _BASELINE_PASSES = {"BM25": 0.0, "LSA": 0.0}  # of a dense encoder: 1, the query's vector
-_COMPARED = ("Hit@1", "MRR@10", "nDCG@10")  # with BM25, question by question
+_COMPARED = ("Hit@1", "MRR@10", "nDCG@10")  # with the rivals, question by question
+_RIVALS = ("BM25", "dense")
 _PerQuery = dict[str, dict[str, np.ndarray]]  # method -> metric -> a value for each question
 
 
@@ -144,12 +146,20 @@ def print_report(record: Mapping[str, Any], out: Path) -> None:
 
 
 def _shown(name: str, figures: Metrics) -> dict[str, object]:
-  """A row of the printed table: the figures people compare, and the interval of the difference to BM25."""
+  """A row of the printed table: the figures people compare, and the intervals of the differences to the rivals."""
   columns = ("Hit@1", "Hit@10", "Hit@100", "MRR@10", "MRR@100", "nDCG@10", "invalid", "forwards", "canvases")
   row: dict[str, object] = {"method": name, **{column: figures[column] for column in columns if column in figures}}
   row["queries/s"] = round(figures["queries/s"])
-  if "Hit@1 - BM25 low" in figures:
-    row["Hit@1 - BM25 (95%)"] = f"{figures['Hit@1 - BM25 low']:+.3f} to {figures['Hit@1 - BM25 high']:+.3f}"
+  return row | differences(figures)
+
+
+def differences(figures: Metrics) -> dict[str, object]:
+  """The intervals of a method's paired differences in Hit@1, as columns of a table."""
+  row: dict[str, object] = {}
+  for short in _RIVALS:
+    low, high = (figures.get(f"Hit@1 - {short} {end}") for end in ("low", "high"))
+    if low is not None and high is not None:
+      row[f"Hit@1 - {short} (95%)"] = f"{low:+.3f} to {high:+.3f}"
   return row
 
 
@@ -202,7 +212,7 @@ def _rank_baselines(
 def _evaluate_split(
   run: Run, params: Any, judged: Judged, index: DocIdIndex, name: str, baselines: Mapping[str, Ranking]
 ) -> tuple[dict[str, Metrics], _PerQuery]:
-  """Every method's figures on one split, each with the intervals of its paired differences to BM25; and all values."""
+  """Every method's figures on one split, with the intervals of its paired differences to the rivals; and all values."""
   rows: dict[str, Metrics] = {}
   per_query: _PerQuery = {}
   for label, ranking in baselines.items():
@@ -218,11 +228,12 @@ def _evaluate_split(
   methods = methods_of(run)
   for method in tqdm(methods, desc=f"evaluating {name}", leave=False, delay=5):
     rows[method.name], per_query[method.name] = evaluate_method(run, params, method, judged, index)
-  for label, figures in rows.items():
-    for metric in _COMPARED if label != "BM25" else ():
+  rivals = {label.rpartition(", ")[2]: label for label in baselines if label == "BM25" or label.endswith(", dense")}
+  for (label, figures), (short, rival) in itertools.product(rows.items(), rivals.items()):
+    for metric in _COMPARED if label != rival else ():
       if metric in per_query[label]:
-        interval = paired_bootstrap(per_query[label][metric], per_query["BM25"][metric], seed=0)
-        figures |= {f"{metric} - BM25 low": interval.low, f"{metric} - BM25 high": interval.high}
+        interval = paired_bootstrap(per_query[label][metric], per_query[rival][metric], seed=0)
+        figures |= {f"{metric} - {short} low": interval.low, f"{metric} - {short} high": interval.high}
   if run.config.nelbo_queries and not run.autoregressive:
     rows[methods[0].name]["NELBO"] = _nelbo(run, params, judged, index)
   return rows, per_query

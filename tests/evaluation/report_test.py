@@ -91,6 +91,23 @@ def test_every_method_stands_beside_the_baselines_with_its_interval(measured, un
   assert rows["one-pass"]["MRR@100"] == own["MRR@100"]
 
 
+def test_a_dense_encoder_stands_alone_and_with_bm25_and_is_compared_with(untrained, tmp_path, monkeypatch):
+  run, params, _ = untrained
+  monkeypatch.setattr(report, "pretrained_folder", lambda name: name)
+  monkeypatch.setattr(report, "dense", lambda *given, folder: bm25(*given, b=0.0))
+  limited = with_config(run, dense="stand-in", decodings=("one_pass",), nelbo_queries=0)
+  rows = report.evaluate_run(limited, params, step=6, out=tmp_path / "results.json")["metrics"]["valid"]
+  assert list(rows)[:4] == ["BM25", "LSA", "stand-in, dense", "stand-in and BM25"]
+  for rival, label in (("BM25", "BM25"), ("dense", "stand-in, dense")):
+    assert {name for name, row in rows.items() if f"Hit@1 - {rival} low" not in row} == {label}
+    for name in set(rows) - {label}:
+      difference = rows[name]["Hit@1"] - rows[label]["Hit@1"]
+      ends = [rows[name][f"Hit@1 - {rival} {end}"] for end in ("low", "high")]
+      assert ends[0] - 1e-9 <= difference <= ends[1] + 1e-9
+  shown = report.differences(rows["one-pass"])
+  assert list(shown) == ["Hit@1 - BM25 (95%)", "Hit@1 - dense (95%)"]
+
+
 def test_questions_are_grouped_by_the_training_questions_of_their_document(measured, untrained):
   groups, (_, _, collection) = measured[0]["exposure"]["valid"], untrained
   asked = collections.Counter(doc_id for query in collection.queries["train"] for doc_id in query.doc_ids)
