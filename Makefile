@@ -10,7 +10,7 @@ export JAX_PLATFORMS ?= cpu
 quickstart: $(VENV)/.pretrained  ## codes for the embedded corpus, training from MiniLM, evaluation, three queries
 	mkdir -p $(dir $(WORKDIR))
 	test -f $(WORKDIR).npz || $(RUN) -m diffgr_jax.index build --corpus=pydocs --vectors=minilm --title_weight=.3 \
-	  --method=product --levels=64 --out=$(WORKDIR).npz
+	  --method=product --levels=64 --word_levels=32 --out=$(WORKDIR).npz
 	$(RUN) -m diffgr_jax.main --config=configs/quickstart.py:index=$(WORKDIR).npz --workdir=$(WORKDIR)
 
 from-nothing: $(VENV)/.runtime  ## the same corpus, titles, and no pretrained weights

@@ -3,7 +3,7 @@
 `--config=configs/quickstart.py[:index=FILE.npz][,steps=N][,seed=N]`; the Makefile builds the index first:
 
     python -m diffgr_jax.index build --corpus=pydocs --vectors=minilm --title_weight=.3 --method=product --levels=64 \\
-      --out=workdir/quickstart.npz
+      --word_levels=32 --out=workdir/quickstart.npz
 
 The recipe of docid/codes.py, at a size for minutes on two cores. A small model from nothing that spells titles is
 docid/base.py (`make from-nothing`).
