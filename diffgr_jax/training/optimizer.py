@@ -42,6 +42,7 @@ def make_optimizer(
   weight_decay: float,
   clip_norm: float,
   embedding_rate: float = 1.0,
+  head_rate: float = 1.0,
   name: str = "adamw",
 ) -> optax.GradientTransformation:
   """Clips the gradient's global norm, then AdamW; matrices and tables decay, norms and biases do not.
@@ -52,6 +53,9 @@ def make_optimizer(
   `embedding_rate` is the share of the learning rate that the token embeddings get. Every row of a tied table has a
   gradient at every step, if a tiny one (its share of the softmax), and Adam's step does not know how tiny: at the full
   rate the rows of words that no DocID holds, which queries are read by, drift as fast as those that are learned.
+  `head_rate` is that of a code head's centroids and rows (models/code_head.py), for the same reason and one more: a
+  centroid of 64 parts of a vector of 384 numbers has numbers of about .006, and a hundred steps of 1e-4 move them by
+  as much, whatever their gradient.
 
   Raises:
     ValueError: an unknown name.
@@ -75,6 +79,8 @@ def make_optimizer(
     steps[1] = optax.partition({"muon": muon, "adamw": adamw}, _muon_or_adamw)
   if embedding_rate != 1.0:
     steps.append(optax.masked(optax.scale(embedding_rate), _is_token_table))
+  if head_rate != 1.0:
+    steps.append(optax.masked(optax.scale(head_rate), _is_code))
   return optax.chain(*steps)
 
 
@@ -94,6 +100,7 @@ def optimizer_of(config: Any) -> tuple[optax.GradientTransformation, optax.Sched
     weight_decay=config.weight_decay,
     clip_norm=config.clip_norm,
     embedding_rate=config.embedding_rate,
+    head_rate=config.get("head_rate", 1.0),  # re-rankers have no such head
     name=config.optimizer,
   )
   return optimizer, schedule
@@ -101,6 +108,11 @@ def optimizer_of(config: Any) -> tuple[optax.GradientTransformation, optax.Sched
 
 def _is_token_table(params):
   return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "embed", params)
+
+
+def _is_code(params):
+  of_code = lambda path: path[0].key == "code_head" and path[-1].key in ("centroids", "rows")
+  return jax.tree_util.tree_map_with_path(lambda path, _: of_code(path), params)
 
 
 def _muon_or_adamw(params):
