@@ -88,9 +88,10 @@ _PYDOCS = (("test", _BEST, "Hit@1"), ("test", _BEST, "MRR@10"))
 _INDEX = "python -m diffgr_jax.index build --corpus=folder --path={data}/gqwiki --vectors=minilm"
 _BOUND = "--config.document_weight=0. --config.all_masked_fraction=0. --config.start_share=0."
 _TITLES = _BOUND.replace(" --config.start_share=0.", "")
+_FULL = "--config.head_rate=1."  # what code heads learned by before it was a field
 _PRODUCT = (
   "make pretrained", f"{_INDEX} --title_weight=.3 --method=product --levels=64 --out={W}/pq.npz",
-  _main(f"docid/codes.py:index={W}/pq.npz,path={{data}}/gqwiki", "gqwiki_product"),
+  _main(f"docid/codes.py:index={W}/pq.npz,path={{data}}/gqwiki", "gqwiki_product", _FULL),
 )  # fmt: skip
 _BEAUTY_TEACHER = (
   _beauty("mid_training.py", "pool=50,steps=9000", "beauty_mid", "--config.batch_size=32"),
@@ -158,11 +159,20 @@ RECIPES: dict[str, Recipe] = {
     (*_PRODUCT, _evaluate("gqwiki_product", f"--set=decodings=one_pass,topk --out={W}/gqwiki_product.json")),
     f"{W}/gqwiki_product.json", 10, _both("test", _ONE, "Hit@1", "MRR@10"), machine="H100",
   ),
+  "gqwiki_words": Recipe(
+    "README.md, docs/docid.md",
+    ("make pretrained",
+     f"{_INDEX} --title_weight=.3 --method=product --levels=64 --word_levels=32 --out={W}/pw.npz",
+     _main(f"docid/codes.py:index={W}/pw.npz,path={{data}}/gqwiki,steps=450", "gqwiki_words",
+           "--config.batch_size=32 --config.eval_every=0"),
+     _evaluate("gqwiki_words", f"--set=start_share=0 --set=decodings=one_pass --out={W}/gqwiki_words.json")),
+    f"{W}/gqwiki_words.json", 60, _both("test", _ONE, "Hit@1", "MRR@10"),
+  ),
   "gqwiki_codes_bound": Recipe(
     "docs/docid.md",
     ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
      _main(f"docid/codes.py:index={W}/rq.npz,path={{data}}/gqwiki", "gqwiki_codes_bound", "--config.learning_rate=3e-4",
-           _BOUND)),
+           _FULL, _BOUND)),
     f"{W}/gqwiki_codes_bound/results.json", 10, _both("test", _ONE, "Hit@1"), machine="H100",
   ),
   "gqwiki_titles_bound": Recipe(
@@ -205,7 +215,7 @@ RECIPES: dict[str, Recipe] = {
     "docs/experiments.md",
     ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
      _main(f"docid/codes.py:index={W}/rq.npz,path={{data}}/gqwiki,steps=400", "gqwiki_rq4",
-           "--config.batch_size=32 --config.all_masked_fraction=0.4 --config.start_share=0."),
+           _FULL, "--config.batch_size=32 --config.all_masked_fraction=0.4 --config.start_share=0."),
      _evaluate("gqwiki_rq4", "--set=decodings=one_pass,topk --set=topk_steps=4 --set=topk_beam=8"
                f" --set=topk_policy=sequential --set=eval_splits=valid_seen,valid_unseen --out={W}/gqwiki_rq4.json")),
     f"{W}/gqwiki_rq4.json", 25, _both("valid", _ONE, "Hit@1"),
@@ -216,7 +226,7 @@ RECIPES: dict[str, Recipe] = {
      "python -m diffgr_jax.index build --corpus=folder --path={data}/cranfield --vectors=minilm --title_weight=.3"
      f" --method=product --levels=32 --codes=512 --out={W}/cranfield.npz",
      _main(f"docid/codes.py:index={W}/cranfield.npz,path={{data}}/cranfield,steps=400", "cranfield",
-           "--config.learning_rate=2.5e-5 --config.eval_every=0")),
+           _FULL, "--config.learning_rate=2.5e-5 --config.eval_every=0")),
     f"{W}/cranfield/results.json", 5, (("test", _ONE, "Hit@1"), ("test", _ONE, "nDCG@10")), machine="H100",
   ),
   "scoring_scale": Recipe(
@@ -230,7 +240,7 @@ RECIPES: dict[str, Recipe] = {
      "python -m diffgr_jax.index build --corpus=folder --path={data}/msmarco_dl --vectors=minilm --method=product"
      f" --levels=64 --out={W}/dl.npz",
      _main(f"docid/codes.py:index={W}/dl.npz,path={{data}}/msmarco_dl,steps=200", "msmarco_dl",
-           "--config.batch_size=32 --config.learning_rate=2.5e-5 --config.relevant_grade=2 --config.eval_every=0"
+           _FULL, "--config.batch_size=32 --config.learning_rate=2.5e-5 --config.relevant_grade=2 --config.eval_every=0"
            " --config.nelbo_queries=0 --config.dense=")),
     f"{W}/msmarco_dl/results.json", 35,
     (("test", _ONE, "nDCG@10"), ("test", _ONE, "Hit@10"), ("test", "BM25", "nDCG@10")),

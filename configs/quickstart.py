@@ -19,7 +19,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config = codes.get_config(",".join(f"{key}={value}" for key, value in given.items())).unlock()
   config.mixture = ml_collections.ConfigDict({"indexing": 0.35, "queries": 0.15, "pseudo": 0.5})
   config.batch_size = 32
-  config.learning_rate = 3e-5  # 1e-4 and 3e-4 took more from the pretrained weights than so short a run gives
   config.start_share = 0.0
   config.eval_every = 0
   config.eval_splits = ("valid", "test")

@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.prior_weight = 0.0  # levels are used evenly
   config.spare_unasked = True
   config.learning_rate = 1e-4
+  config.head_rate = 0.01  # at the full rate a short training spoils what the centroids know (docs/experiments.md)
   config.warmup_steps = min(50, config.steps // 10)
   config.batch_size = 128
   config.all_masked_fraction = 0.7

@@ -2,8 +2,8 @@
 
 for `python -m diffgr_jax.sweep`. Indexes of DIR's documents are built first (docs/docid.md): `codes`, a few residual
 codes, and `product`, many product codes. Every cell starts from MiniLM with the same batch and number of steps; the
-decodings are all those of its paradigm, from its one checkpoint. Learning rates around each recipe's own are cells too,
-with the paradigm's cheapest decoding. `questions` of each split are asked; all of them take hours on two cores.
+decodings are all those of its paradigm, from its one checkpoint. Learning rates beside each recipe's own, of all and of
+the code head, are cells too, with the paradigm's cheapest decoding. `questions` of each split are asked; all of them take hours on two cores.
 """
 
 import ml_collections
@@ -52,20 +52,22 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       for name, where, fields in (
         # Masked diffusion by the bound alone, as the paper trains it.
         ("titles_bound", titles + common, diffusion | _BOUND | {"learning_rate": 5e-4}),
-        ("codes_bound", masked + codes, diffusion | _BOUND | {"learning_rate": 3e-4}),
+        ("codes_bound", masked + codes, diffusion | _BOUND | {"learning_rate": 3e-4, "head_rate": 1.0}),
         # With the document-level softmax.
         ("titles", titles + common, diffusion | {"learning_rate": 3e-4}),
         ("codes", masked + codes, diffusion | {"learning_rate": 1e-4}),
-        ("product_5e-5", masked + product, diffusion | {"learning_rate": 5e-5}),
-        ("product_1e-4", masked + product, one_pass | {"learning_rate": 1e-4}),
-        ("product_5e-5_less_diffusion", masked + product, one_pass | {"learning_rate": 5e-5, "diffusion_weight": 0.2}),
+        ("codes_full_head", masked + codes, one_pass | {"learning_rate": 1e-4, "head_rate": 1.0}),
+        ("product_1e-4", masked + product, diffusion | {"learning_rate": 1e-4}),
+        ("product_5e-5", masked + product, one_pass | {"learning_rate": 5e-5}),
+        ("product_full_head", masked + product, one_pass | {"learning_rate": 1e-4, "head_rate": 1.0}),
+        ("product_less_diffusion", masked + product, one_pass | {"learning_rate": 1e-4, "diffusion_weight": 0.2}),
         # The rival; on codes with a code head as the diffusion model has, and without.
         ("rival_titles", rival + common, asked | {"learning_rate": 3e-4}),
         ("rival_codes_no_head", rival + codes, asked | {"learning_rate": 3e-4}),
-        ("rival_codes_3e-4", rival + codes, beams | {"learning_rate": 3e-4}),
-        ("rival_codes_1e-4", rival + codes, beams | {"learning_rate": 1e-4}),
-        ("rival_product_1e-4", rival + product, narrow | {"learning_rate": 1e-4}),
-        ("rival_product_5e-5", rival + product, narrow | {"learning_rate": 5e-5}),
+        ("rival_codes", rival + codes, beams | {"learning_rate": 3e-4, "head_rate": 0.01}),
+        ("rival_codes_full_head", rival + codes, beams | {"learning_rate": 3e-4}),
+        ("rival_product", rival + product, narrow | {"learning_rate": 1e-4, "head_rate": 0.01}),
+        ("rival_product_full_head", rival + product, narrow | {"learning_rate": 1e-4}),
       )
     }
   )
