@@ -3,7 +3,8 @@
 for `python -m diffgr_jax.sweep`. Indexes of DIR's documents are built first (docs/docid.md): `codes`, a few residual
 codes, and `product`, many product codes. Every cell starts from MiniLM with the same batch and number of steps; the
 decodings are all those of its paradigm, from its one checkpoint. Learning rates beside each recipe's own, of all and of
-the code head, are cells too, with the paradigm's cheapest decoding. `questions` of each split are asked; all of them take hours on two cores.
+the code head, are cells too, with the paradigm's cheapest decoding. `questions` of each split are asked; all of them
+take hours on two cores.
 """
 
 import ml_collections
@@ -58,7 +59,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ("codes", masked + codes, diffusion | {"learning_rate": 1e-4}),
         ("codes_full_head", masked + codes, one_pass | {"learning_rate": 1e-4, "head_rate": 1.0}),
         ("product_1e-4", masked + product, diffusion | {"learning_rate": 1e-4}),
-        ("product_5e-5", masked + product, one_pass | {"learning_rate": 5e-5}),
         ("product_full_head", masked + product, one_pass | {"learning_rate": 1e-4, "head_rate": 1.0}),
         ("product_less_diffusion", masked + product, one_pass | {"learning_rate": 1e-4, "diffusion_weight": 0.2}),
         # The rival; on codes with a code head as the diffusion model has, and without.
