@@ -13,11 +13,14 @@ of these levels is models/code_head.py's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import jax
 from jaxtyping import Float, Int
 import numpy as np
 
 Pieces = Sequence[Sequence[int]]
+_Array = TypeVar("_Array", np.ndarray, jax.Array)
 
 _K1, _B = 0.9, 0.4  # of BM25, as the baseline has them
 
@@ -55,11 +58,11 @@ class WordCoder:
     saturation = _K1 * (1.0 - _B + _B * length[row] / self.mean_length)
     titled = np.isin(place, _counts(titles, len(self.idf))[0])
     weight = self.idf[piece] * (count / (count + saturation) + titled)
-    level, code = piece_codes(len(self.idf), self.levels, self.codes)
+    level, code = piece_codes(piece, self.levels, self.codes)
     # Lightest first, so that the heaviest is written last; among equals the piece that is numbered first.
     order = np.lexsort((-piece, weight))
     codes = np.zeros((len(documents), self.levels), np.int32)
-    codes[row[order], level[piece[order]]] = code[piece[order]]
+    codes[row[order], level[order]] = code[order]
     return codes
 
   def arrays(self) -> dict[str, np.ndarray]:
@@ -96,9 +99,8 @@ def fit_word_coder(documents: Pieces, pieces: int, levels: int, codes: int) -> W
   return WordCoder(levels, codes, idf.astype(np.float32), float(count.sum() / len(documents)) or 1.0)
 
 
-def piece_codes(pieces: int, levels: int, codes: int) -> tuple[Int[np.ndarray, "V"], Int[np.ndarray, "V"]]:
-  """Level and code of every piece."""
-  piece = np.arange(pieces)
+def piece_codes(piece: _Array, levels: int, codes: int) -> tuple[_Array, _Array]:
+  """Level and code of pieces."""
   return piece % levels, 1 + piece // levels % (codes - 1)
 
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diffgr_jax.docid.words import piece_codes
 from diffgr_jax.models.config import TransformerConfig
 
 START_SCALE = 20.0  # of cosines in the softmax: a temperature of .05, usual for sentence encoders
@@ -63,7 +64,5 @@ class CodeHead(nnx.Module):
     counts = (prompt >= first) & (prompt < end) & ~earlier
     piece = jnp.clip(prompt - first, 0, end - first - 1)
     term = jnp.where(counts, self.terms.get_value()[piece].astype(jnp.float32), 0.0)
-    code = 1 + piece // levels % (codes - 1)
-    return jax.vmap(lambda level, code, term: jnp.zeros((levels, codes)).at[level, code].add(term))(
-      piece % levels, code, term
-    )
+    place = jax.vmap(lambda level, code, term: jnp.zeros((levels, codes)).at[level, code].add(term))
+    return place(*piece_codes(piece, levels, codes), term)

@@ -214,7 +214,7 @@ def _rows_of_words(table: Float[np.ndarray, "V D"], codes: CodeIndex, vocab: Voc
   """Puts the mean of its pieces' rows into the row of every code that names words; 0, none of them, stays at zero."""
   assert codes.words is not None
   words, first_piece = codes.words, len(SPECIAL_TOKENS)
-  level, code = piece_codes(len(words.idf), words.levels, words.codes)
+  level, code = piece_codes(np.arange(len(words.idf)), words.levels, words.codes)
   place = vocab.docid_token(codes.levels - words.levels, 0) + vocab.docid_codes * level + code
   total, count = np.zeros_like(table), np.zeros(len(table))
   np.add.at(total, place, table[first_piece : first_piece + len(words.idf)])

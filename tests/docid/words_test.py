@@ -36,7 +36,7 @@ def test_a_code_is_that_of_the_heaviest_piece_of_its_level():
 
 
 def test_every_code_of_every_level_but_none_has_its_share_of_the_pieces():
-  level, code = piece_codes(PIECES, LEVELS, CODES)
+  level, code = piece_codes(np.arange(PIECES), LEVELS, CODES)
   found = set(zip(level.tolist(), code.tolist(), strict=True))
   assert found == {(level, code) for level in range(LEVELS) for code in range(1, CODES)}
   counts = np.bincount(level * CODES + code)
