@@ -158,8 +158,9 @@ def differences(figures: Metrics) -> dict[str, object]:
   row: dict[str, object] = {}
   for short in _RIVALS:
     low, high = (figures.get(f"Hit@1 - {short} {end}") for end in ("low", "high"))
-    if low is not None and high is not None:
-      row[f"Hit@1 - {short} (95%)"] = f"{low:+.3f} to {high:+.3f}"
+    known = low is not None and high is not None
+    if known or short == "BM25":  # which has its column in every table
+      row[f"Hit@1 - {short} (95%)"] = f"{low:+.3f} to {high:+.3f}" if known else None
   return row
 
 
