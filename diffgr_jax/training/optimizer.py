@@ -54,8 +54,8 @@ def make_optimizer(
   gradient at every step, if a tiny one (its share of the softmax), and Adam's step does not know how tiny: at the full
   rate the rows of words that no DocID holds, which queries are read by, drift as fast as those that are learned.
   `head_rate` is that of a code head's centroids and rows (models/code_head.py), for the same reason and one more: a
-  centroid of 64 parts of a vector of 384 numbers has numbers of about .006, and a hundred steps of 1e-4 move them by
-  as much, whatever their gradient.
+  centroid of 64 parts of a vector of 384 numbers has numbers of about .006, and few steps of 1e-4 are much of that
+  (docs/experiments.md).
 
   Raises:
     ValueError: an unknown name.

