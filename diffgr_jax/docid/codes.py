@@ -78,10 +78,6 @@ class CodeIndex:
   def levels(self) -> int:
     return self.codes.shape[1]
 
-  @property
-  def word_levels(self) -> int:
-    return 0 if self.words is None else self.words.levels
-
   def save(self, path: str | Path) -> None:
     """Writes the .npz, under another name until it is whole."""
     path = Path(path)

@@ -67,7 +67,7 @@ def test_levels_that_name_words_stand_behind_the_others_and_need_codes_that_mean
   again = CodeIndex.load(tmp_path / "i.npz")
   for made in (worded, again):
     np.testing.assert_array_equal(made.codes, np.concatenate([index.codes, coder.encode([[]] * 60, texts)], axis=1))
-    assert (made.level_sizes, made.word_levels) == ((16,) * 5, 3)
+    assert (made.level_sizes, made.words.levels) == ((16,) * 5, 3)
     assert made.settings["build"]["word_levels"] == 3
   np.testing.assert_array_equal(again.words.idf, coder.idf)
   for control in (build(control="permuted_levels"), build(None, method="random", collisions="none")):
