@@ -38,7 +38,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   codes, product = f"index={given['codes']},{common}", f"index={given['product']},{common}"
   masked, rival, titles = (f"configs/docid/{name}.py:" for name in ("codes", "autoregressive", "minilm"))
   watch = {"batch_size": batch, "eval_every": 0, "checkpoint_every": 200, "nelbo_queries": 0, "show_queries": 0}
-  watch |= {"eval_limit": int(given.get("questions", "0"))}
+  questions = int(given.get("questions", "0"))
+  watch |= {"eval_limit": questions, "eval_batch_size": min(questions or 64, 64)}
   one_pass = watch | {"decodings": ("one_pass",), "dense": ""}
   diffusion = one_pass | {"decodings": _ALL, "chain_steps": 4}
   asked = watch | {"beam_scores": ("renormalised", "plain")}

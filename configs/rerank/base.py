@@ -43,7 +43,9 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.on_bad_row = "error"  # error | skip (count and report)
   config.held_out_users = ""  # a file of users who are never evaluated; "": held_out_users.txt of the shop, if there
   config.vectors = "lsa"  # of the items, for IDs and evidence: lsa | minilm | FILE.npy
-  config.retriever = "covisitation"  # covisitation | symmetric | markov | popularity
+  # covisitation | symmetric | markov | popularity | generative (trained first, one model for each fold of the users)
+  config.retriever = "covisitation"
+  config.retriever_steps, config.retriever_width = 1000, 64  # generative: of the optimizer, and d_model
   config.list_size = 10  # candidates of a list
   config.list_pool = int(given.get("pool", 10))  # 10: the retriever's first ten; 50: ten of its first fifty
   # Training lists of one place, where the pool is larger than the list.

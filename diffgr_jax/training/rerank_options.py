@@ -16,6 +16,7 @@ from diffgr_jax.stages.opd import SAMPLED
 from diffgr_jax.stages.replay import ESTIMATORS
 from diffgr_jax.stages.rl import AGGREGATES
 from diffgr_jax.training.fields import Config, FieldRules, check_fields, check_training
+from diffgr_jax.training.item_retriever import GENERATIVE
 
 MID_TRAINING, SFT, CONVERT, CFT, OPD, RL = STAGES = ("mid_training", "sft", "convert", "cft", "opd", "rl")
 START_TRACES = "start"  # config.traces: those of the run that this one starts from
@@ -29,7 +30,7 @@ _RULES = FieldRules(
     "stage": STAGES,
     "shop": NAMES,
     "on_bad_row": ("error", "skip"),
-    "retriever": tuple(RETRIEVERS),
+    "retriever": (*RETRIEVERS, GENERATIVE),
     "item_method": METHODS,
     "prompt": ("compact", "full"),
     "trace_scores": ("trees", "evidence"),
@@ -52,7 +53,7 @@ _RULES = FieldRules(
     "answer_weight": 0, "end_weight": 0, "choice_weight": 0, "decode_steps": 0, "max_new_tokens": 1,
     "eval_batch_size": 1, "eval_limit": 0, "watch_lists": 0, "temperature": 0, "group": 1, "teacher_top_k": 0,
     "updates_per_rollout": 1, "reward_alpha": 0, "estimator_draws": 1, "kl_weight": 0, "clip_high": 0, "refills": 0,
-    "least_entropy": 0,
+    "least_entropy": 0, "retriever_steps": 1,
   },
   above_zero=("rollout_temperature", "rollout_threshold", "spg_beta"),
   shares=("jsd_beta", "clip_low", "spg_mix", "least_valid", "suffix_fraction", "trace_agreeing"),
@@ -65,6 +66,14 @@ def check_config(config: Config) -> None:
   check_training(config)
   if config.shop != MADE_UP and not config.shop_path:
     raise ValueError(f"config.shop_path must name the folder of the files of the shop {config.shop!r}")
+  if config.retriever == GENERATIVE:
+    if not config.list_folds:
+      raise ValueError(
+        "config.list_folds is 2 or more for config.retriever 'generative', not 0: a model that has learned from a"
+        " list's user knows the target"
+      )
+    if config.retriever_width < 8 or config.retriever_width % 8:
+      raise ValueError(f"config.retriever_width is a multiple of 8, not {config.retriever_width}")
   if config.held_out_users and not Path(config.held_out_users).is_file():
     raise ValueError(f"config.held_out_users is a file that exists, or '', not {config.held_out_users!r}")
   if (config.start == "run") != bool(config.start_from):

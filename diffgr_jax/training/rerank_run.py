@@ -2,11 +2,13 @@
 
 WORKDIR/config.json     config, model, and what the shop was
        /vocab /index    the vocabulary, and index/codes.npz, the items' IDs
+       /retriever       weights of a generative retriever (item_retriever.py)
        /examples.npz    messages as tokens (rerank_examples.py);  traces.jsonl  the same for people
 
 A run that starts from another one takes over its vocabulary, IDs and weights, so both must be of one shop.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 from dataclasses import dataclass
 import functools
@@ -30,13 +32,14 @@ from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.parallel.distributed import check_shared, in_turn
 from diffgr_jax.parallel.rules import frozen_rules
-from diffgr_jax.rerank import retrievers
 from diffgr_jax.rerank.answer import AnswerForm, answer_form
 from diffgr_jax.rerank.candidates import ListOptions, Lists, make_lists
 from diffgr_jax.rerank.chat import message_text
+from diffgr_jax.rerank.counts import History
 from diffgr_jax.rerank.prompt import COMPACT, FULL, PromptOptions, render
 from diffgr_jax.rerank.reasoning import TraceRules
 from diffgr_jax.rerank.records import Shop
+from diffgr_jax.rerank.retrievers import RETRIEVERS, Retriever
 from diffgr_jax.rerank.semantic_ids import item_codes
 from diffgr_jax.rerank.splits import LeaveOneOut, leave_one_out
 from diffgr_jax.rerank.template_traces import TemplateTraces
@@ -48,11 +51,13 @@ from diffgr_jax.stages.rl import RlStage
 from diffgr_jax.stages.sft import SftStage, TokenWeights
 from diffgr_jax.training.document_vectors import document_vectors
 from diffgr_jax.training.fields import Config, set_fields
+from diffgr_jax.training.item_retriever import GENERATIVE, RetrieverRecipe, generative
 from diffgr_jax.training.options import lora_fields, transformer_config
 from diffgr_jax.training.rerank_options import CFT, CONVERT, OPD, RL, check_examples
 from diffgr_jax.training.start import pretrained_folder, pretrained_model
 
 CODES_FILE = Path("index") / "codes.npz"
+RETRIEVER_FOLDER = "retriever"  # weights of a generative one
 _VOCABULARY_LISTS = 2000  # messages that a vocabulary is learned from
 
 # How a run decodes and is evaluated: free to change for a checkpoint, with `--set field=value`.
@@ -107,9 +112,15 @@ class RerankRun:
     return {}
 
   def _make_lists(self, split: str) -> Lists:
+    return make_lists(self.parts, split, self._make_retriever(), list_options(self.config), vectors=self.vectors)
+
+  def _make_retriever(self) -> Callable[[Sequence[History], int], Retriever]:
     config = self.config
-    make = functools.partial(retrievers.RETRIEVERS[config.retriever], seed=config.list_seed)
-    return make_lists(self.parts, split, make, list_options(config), vectors=self.vectors)
+    if config.retriever != GENERATIVE:
+      return functools.partial(RETRIEVERS[config.retriever], seed=config.list_seed)
+    recipe = RetrieverRecipe(steps=config.retriever_steps, d_model=config.retriever_width)
+    folder = self.workdir / RETRIEVER_FOLDER
+    return functools.partial(generative, codes=self.codes, folder=folder, recipe=recipe, seed=config.list_seed)
 
   @property
   def converted(self) -> bool:
@@ -317,6 +328,8 @@ def _started_from(config: Config, shop: Shop, workdir: Path) -> RerankRun:
         f"config.{field} is {config[field]!r}, but {config.start_from} was trained with {first.config[field]!r}"
       )
   shutil.copyfile(Path(config.start_from) / CODES_FILE, workdir / CODES_FILE)
+  if (Path(config.start_from) / RETRIEVER_FOLDER).is_dir():
+    shutil.copytree(Path(config.start_from) / RETRIEVER_FOLDER, workdir / RETRIEVER_FOLDER, dirs_exist_ok=True)
   model = dataclasses.replace(
     first.model, remat=config.remat, compute_dtype=config.compute_dtype, **lora_fields(config)
   )

@@ -12,14 +12,10 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from safetensors import safe_open
-from safetensors.flax import load_file, save_file
-
 from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.transformer import Params, abstract_params
+from diffgr_jax.models.params_file import read_params, write_params
+from diffgr_jax.models.transformer import Params
 
 WEIGHTS = "weights.safetensors"
 _KEPT = ("vocab", "index")  # of a workdir
@@ -48,8 +44,7 @@ def ship_run(workdir: Path, config: Any, params: Params, step: int, out: str | P
   own = json.loads(config.to_json())
   record["config"] = own | {name: instead for name, instead in _FORGOTTEN.items() if own.get(name)}
   (out / "config.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-  leaves = {name: jnp.asarray(leaf, jnp.bfloat16) for name, leaf in _named(params).items()}
-  save_file(leaves, out / WEIGHTS, metadata={"step": str(step)})
+  write_params(out / WEIGHTS, params, "bfloat16", step=step)
   return out
 
 
@@ -59,13 +54,5 @@ def is_shipped(folder: Path) -> bool:
 
 def shipped_params(folder: Path, model: TransformerConfig) -> tuple[Params, int]:
   """The weights of a shipped run, in the dtypes of its model, and the step that they are of."""
-  with safe_open(folder / WEIGHTS, framework="numpy") as opened:
-    step = int(opened.metadata()["step"])
-  stored, shapes = load_file(folder / WEIGHTS), abstract_params(model)
-  leaves = [stored[name].astype(shape.dtype) for name, shape in _named(shapes).items()]
-  return jax.tree.unflatten(jax.tree.structure(shapes), leaves), step
-
-
-def _named(tree: Params) -> dict[str, Any]:
-  named = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in named}
+  params, notes = read_params(folder / WEIGHTS, model)
+  return params, int(notes["step"])

@@ -27,6 +27,9 @@ from tests.training.tiny_rerank import tiny
     ("cft", {"complementary": True, "process": "random_time"}, "config.process must be 'exact_count'"),
     ("cft", {"attention": "splash"}, "config.attention 'splash' needs config.whole_stream"),
     ("cft", {"threshold": 1.5}, "Prefix.tau is 1.5"),
+    ("sft", {"retriever": "generative", "list_folds": 0}, "config.list_folds is 2 or more for config.retriever"),
+    ("sft", {"retriever": "generative", "retriever_width": 60}, "config.retriever_width is a multiple of 8, not 60"),
+    ("sft", {"retriever": "dense"}, "config.retriever is one of covisitation, .*, generative, not 'dense'"),
     ("mid_training", {"mixture": {"text": 0.5}}, "config.text_files must name text files"),
   ],
 )
