@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from diffgr_jax.decoding.denoiser import Denoiser, Params, log_probabilities
+from diffgr_jax.models.denoiser import CodeDenoiser
 from diffgr_jax.parallel.rules import Rules, constrain, split_of
 
 
@@ -103,8 +104,11 @@ def one_pass_log_probs(
   length: int,
 ) -> Float[Array, "B L V"]:
   """Runs the model once on the all-masked canvas of `length` positions; -inf for MASK and the banned tokens."""
-  canvas = jnp.full((prompt.shape[0], length), mask_id, jnp.int32)
-  return log_probabilities(denoise(params, prompt, canvas), banned.at[mask_id].set(True))
+  if isinstance(denoise, CodeDenoiser):  # which may need the prompt alone
+    logits = denoise.all_masked(params, prompt, length)
+  else:
+    logits = denoise(params, prompt, jnp.full((prompt.shape[0], length), mask_id, jnp.int32))
+  return log_probabilities(logits, banned.at[mask_id].set(True))
 
 
 @functools.partial(jax.jit, static_argnames=("denoise", "mask_id", "rules"))

@@ -40,22 +40,24 @@ class CodeHead(nnx.Module):
       self.terms = nnx.Param(jnp.zeros((pieces,), config.param_dtype), axes=("norm",))
 
   def __call__(
-    self, query: Float[Array, "B D"], hidden: Float[Array, "B L D"], prompt: Int[Array, "B P"]
+    self, query: Float[Array, "B D"], hidden: Float[Array, "B L D"] | None, prompt: Int[Array, "B P"]
   ) -> Float[Array, "B L K"]:
     """Float32 logits of every level's codes.
 
     Args:
       query: of length 1.
-      hidden: of the canvas.
+      hidden: of the canvas; None: it says nothing.
       prompt: tokens; read for the levels that name words.
     """
     in_float32 = dict(preferred_element_type=jnp.float32)
     centroids, rows = self.centroids.get_value(), self.rows.get_value()
     dense = jnp.einsum("bd,lkd->blk", query, centroids.astype(query.dtype), **in_float32)
-    learned = jnp.einsum("bld,lkd->blk", hidden, rows.astype(hidden.dtype), **in_float32)
     if self.config.word_levels:
       dense = dense.at[:, -self.config.word_levels :].add(self._named(prompt, dense.shape[-1]))
-    return self.scale.get_value().astype(jnp.float32)[:, None, None] * dense + learned
+    logits = self.scale.get_value().astype(jnp.float32)[:, None, None] * dense
+    if hidden is None:
+      return logits
+    return logits + jnp.einsum("bld,lkd->blk", hidden, rows.astype(hidden.dtype), **in_float32)
 
   def _named(self, prompt: Int[Array, "B P"], codes: int) -> Float[Array, "B G K"]:
     """The terms of the prompt's pieces, each once, where their codes are."""

@@ -19,6 +19,7 @@ _CHOICES = {
   "head": ("linear", "mlm", "none"),
   "pattern": PATTERNS,
   "alignment": ("same_position", "shifted"),
+  "first_pass": ("canvas", "prompt"),
   "remat": ("none", "dots", "full"),
   "param_dtype": ("float32", "bfloat16"),
   "compute_dtype": ("float32", "bfloat16"),
@@ -63,6 +64,7 @@ class TransformerConfig:
   code_size: int = 0  # codes a level
   word_levels: int = 0  # the last so many of the code levels name pieces of text (docid/words.py)
   word_rows: tuple[int, int] = (0, 0)  # the vocabulary's rows of those pieces: the first, and behind the last
+  first_pass: str = "canvas"  # what a code head reads where all of the canvas is masked: canvas | prompt, alone
   alignment: str = "same_position"  # same_position: logit i predicts token i | shifted: logit i-1 does
   remat: str = "none"  # none | dots (keep matmul outputs) | full (keep layer inputs only)
   lora_rank: int = 0  # of adapters beside frozen projections (lora.py); 0: none
@@ -103,6 +105,8 @@ class TransformerConfig:
         f"model.word_levels is at most model.code_levels ({self.code_levels}) and needs model.word_rows inside the"
         f" vocabulary; not {self.word_levels} with rows {self.word_rows}"
       )
+    if self.first_pass == "prompt" and not self.code_levels:
+      raise ValueError("model.first_pass 'prompt' is read by a code head: set model.code_levels, or take 'canvas'")
     if self.head == "mlm" and not self.tie_embeddings:
       raise ValueError("model.head 'mlm' ties its output to the embedding: set model.tie_embeddings to True")
 

@@ -20,6 +20,13 @@ codes themselves, 0 to K - 1, with MASK as K, and logits are K + 1 columns inste
 
     canvas of codes       3        K        0
     token of the model    <d0_3>   MASK     <d2_0>
+
+With a code head and `first_pass="prompt"` an all-masked canvas says nothing by definition: its logits are those of the
+query, and one pass reads the prompt alone, which is a small part of prompt and canvas. What the canvas says counts as
+soon as something on it is visible.
+
+    all masked        BOS q1 q2 SEP                  query . centroids
+    partly filled     BOS q1 q2 SEP | 3 M M M        query . centroids + hidden . rows
 """
 
 import dataclasses
@@ -102,11 +109,13 @@ class CodeDenoiser:
 
   def __call__(self, params: Params, prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Float[Array, "B L V"]:
     """Logits of K + 1 columns; MASK's own is the lowest number."""
-    model, pad_id = bind(self.config, params), self.canvas.pad_id
+    model = bind(self.config, params)
     prompt_hidden, hidden = self.canvas.read(model, prompt, self.tokens(canvas))
     if self.config.code_levels:
-      query = unit_length(mean_pool(prompt_hidden, prompt != pad_id))
-      logits = model.code_head(query, hidden, prompt)
+      if self.config.first_pass == "prompt":
+        visible = (canvas != self.size).any(axis=-1)
+        hidden = jnp.where(visible[:, None, None], hidden, 0.0)
+      logits = model.code_head(self._query(prompt_hidden, prompt), hidden, prompt)
     else:
       matrix, bias = model.unembedding()
       rows = lambda table: table[self.first_code : self.first_code + canvas.shape[1] * self.size]
@@ -115,9 +124,25 @@ class CodeDenoiser:
       logits = jnp.einsum("bld,lkd->blk", features, matrix.astype(features.dtype), preferred_element_type=jnp.float32)
       if bias is not None:
         logits = logits + rows(bias).reshape(1, canvas.shape[1], self.size).astype(jnp.float32)
-    return jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=LOWEST_LOGIT)
+    return _with_mask(logits)
+
+  def all_masked(self, params: Params, prompt: Int[Array, "B P"], length: int) -> Float[Array, "B {length} V"]:
+    """The logits where all of a canvas of `length` levels is masked, from as little as the model needs for them."""
+    if self.config.first_pass == "canvas":
+      return self(params, prompt, jnp.full((len(prompt), length), self.size, jnp.int32))
+    model = bind(self.config, params)
+    prompt_hidden, _ = self.canvas.read(model, prompt, jnp.zeros((len(prompt), 0), jnp.int32))
+    return _with_mask(model.code_head(self._query(prompt_hidden, prompt), None, prompt))
+
+  def _query(self, prompt_hidden: Float[Array, "B P D"], prompt: Int[Array, "B P"]) -> Float[Array, "B D"]:
+    return unit_length(mean_pool(prompt_hidden, prompt != self.canvas.pad_id))
 
   def tokens(self, canvas: Int[Array, "B L"]) -> Int[Array, "B L"]:
     """A canvas of codes as tokens of the model's vocabulary."""
     token = self.first_code + self.size * jnp.arange(canvas.shape[1])[None] + canvas
     return jnp.where(canvas == self.size, self.mask_token, token).astype(jnp.int32)
+
+
+def _with_mask(logits: Float[Array, "B L K"]) -> Float[Array, "B L V"]:
+  """Logits of the codes, with a column for MASK."""
+  return jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=LOWEST_LOGIT)

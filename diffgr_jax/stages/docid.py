@@ -17,6 +17,12 @@ that every row shares:
     loss       -log of  e^s(right) / (e^s(right) + sum over the pool's other documents of e^s(d) / expected(d))
 
 so that the denominator is right on average (logQ correction of sampled softmax, with mixed negative sampling).
+
+Rows whose canvas is all masked are drawn by the process (`all_masked_fraction`), or, where the model reads the prompt
+alone for them (models/denoiser.py), are the batch's first ones: a batch of their own, without a canvas.
+
+    masked_prompt, masked_docid, ...   row_0 ... row_n-1    prompts alone
+    prompt, docid, x_t, ...            row_n ...            prompts and canvases, corrupted by the process
 """
 
 from dataclasses import dataclass
@@ -33,6 +39,8 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.stages.stage import Batch, Metrics
+
+_MASKED = "masked_"  # of the leaves of a prepared batch that are of rows without a canvas
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class DocIdStage:
   prior_weight: float = 0.0  # share of the tokens' log frequency that is subtracted in that score
   label_smoothing: float = 0.0  # share of the target that is spread evenly over the columns in use
   spare_unasked: bool = False  # questions are not compared with documents that no training question asks for
+  masked_share: float = 0.0  # of a batch's rows, its first, whose canvas is all masked and not read; a CodeDenoiser's
 
   @property
   def model(self) -> TransformerConfig:
@@ -60,17 +69,20 @@ class DocIdStage:
 
   def prepare(self, key: Key[Array, ""], batch: Batch) -> tuple[Batch, Float[Array, ""]]:
     """Corrupts the global batch; returns it with x_t, corrupted and weight, and its count of target positions."""
-    everything = jnp.ones_like(batch["docid"], dtype=bool)
+    rows, everything = len(batch["docid"]), jnp.ones_like(batch["docid"], dtype=bool)
     target = batch["docid"] != self.pad_id if isinstance(self.process, Clean) else everything
     drawn = draw(key, self.process, batch["docid"], mask_id=self.mask_id, target=target, antithetic=self.antithetic)
     batch = batch | drawn._asdict()
     if self.document_weight and self.document_negatives:
       # Every row carries the whole pool, for a microbatch is made of rows. Bits: N is not known here.
-      rows, bits = len(batch["docid"]), jax.random.bits(jax.random.fold_in(key, 1), (self.document_negatives,))
+      bits = jax.random.bits(jax.random.fold_in(key, 1), (self.document_negatives,))
       batch |= {
         "together": jnp.broadcast_to(batch["doc_index"][None], (rows, rows)),
         "drawn": jnp.broadcast_to(bits[None], (rows, self.document_negatives)),
       }
+    if apart := masked_rows(self.masked_share, rows):
+      masked = {_MASKED + name: leaf[:apart] for name, leaf in batch.items() if name not in drawn._fields}
+      batch = masked | {name: leaf[apart:] for name, leaf in batch.items()}
     return batch, target.sum().astype(jnp.float32)
 
   def loss(
@@ -86,10 +98,30 @@ class DocIdStage:
       target_count: target positions of the whole global batch.
       row_count: rows of the whole global batch.
     """
+    masked = {name.removeprefix(_MASKED): leaf for name, leaf in batch.items() if name.startswith(_MASKED)}
+    how = (shared, target_count, row_count)
+    if not masked:
+      return self._loss(params, batch, *how)
+    rest = {name: leaf for name, leaf in batch.items() if not name.startswith(_MASKED)}
+    rows, levels = masked["docid"].shape
+    masked |= {"corrupted": jnp.ones((rows, levels), bool), "weight": jnp.ones((rows, 1))}
+    of_masked = self._loss(params, masked, *how)
+    if not len(rest["docid"]):
+      return of_masked
+    return jax.tree.map(jnp.add, of_masked, self._loss(params, rest, *how))
+
+  def _loss(
+    self, params: Params, batch: Batch, shared: Batch, target_count: Float[Array, ""], row_count: int
+  ) -> tuple[Float[Array, ""], Metrics]:
+    """The same of rows that are all alike: with a canvas `x_t`, or without one."""
     if self.ce_chunk:  # without the document term (training/options.py)
       nll, logits, log_sum = self._chunked_nll(params, batch), None, None
     else:
-      logits = self.denoiser(params, batch["prompt"], batch["x_t"])
+      if "x_t" in batch:
+        logits = self.denoiser(params, batch["prompt"], batch["x_t"])
+      else:
+        assert isinstance(self.denoiser, CodeDenoiser)  # others read every canvas
+        logits = self.denoiser.all_masked(params, batch["prompt"], batch["docid"].shape[1])
       column = jnp.arange(logits.shape[-1])
       in_use = ((column >= self.first_valid) & (column < self.valid_size))[None, None, :]
       log_sum = jax.nn.logsumexp(jnp.where(in_use, logits, -jnp.inf), axis=-1)
@@ -159,6 +191,11 @@ class DocIdStage:
     if self.spare_unasked:
       compared &= index["asked"][None, :] | ~batch["asked"][:, None]
     return jnp.where(compared, scores, -jnp.inf)
+
+
+def masked_rows(share: float, rows: int) -> int:
+  """How many of a batch's rows are without a canvas."""
+  return round(share * rows)
 
 
 def _agrees(codes: Int[Array, "N L"], docid: Int[Array, "B L"], visible: Bool[Array, "B L"]) -> Bool[Array, "B N"]:

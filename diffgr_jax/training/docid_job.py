@@ -18,7 +18,7 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.parallel.distributed import process_rows
 from diffgr_jax.parallel.rules import replicated
-from diffgr_jax.stages.docid import DocIdStage
+from diffgr_jax.stages.docid import DocIdStage, masked_rows
 from diffgr_jax.stages.stage import Batch
 from diffgr_jax.training.fields import Config
 from diffgr_jax.training.options import check_mesh
@@ -91,6 +91,7 @@ class DocIdJob:
       batch_size=self.config.batch_size,
       model=self.model,
       pattern=self.run.pattern,
+      masked=masked_rows(self.stage.masked_share, self.config.batch_size),
     )
 
 

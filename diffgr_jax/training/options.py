@@ -9,6 +9,7 @@ from diffgr_jax.decoding.policies import POLICIES, make_policy
 from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES, make_process
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.parallel.rules import check_divides
+from diffgr_jax.stages.docid import masked_rows
 from diffgr_jax.training.fields import Config, FieldRules, check_fields, check_training
 
 STARTS = ("random", "corpus", "pretrained")
@@ -32,6 +33,7 @@ _RULES = FieldRules(
     "process": PROCESSES,
     "schedule": tuple(SCHEDULES),
     "pattern": ("bidirectional", "prefix"),
+    "first_pass": ("canvas", "prompt"),
     "policy": tuple(POLICIES),
     "topk_policy": ("random", "confidence", "margin", "entropy", "sequential"),
     "best_metric": ("valid MRR@100", "valid Hit@1"),
@@ -69,6 +71,8 @@ def check_config(config: Config) -> None:
   _check_paradigm(config)
   if config.docid != CODES and config.code_head:
     raise ValueError(f"config.code_head is for learned DocIDs: it must be False when config.docid is {config.docid!r}")
+  if config.get("first_pass", "canvas") == "prompt":
+    _check_first_pass(config)
   if config.docid == CODES and config.ce_chunk:
     raise ValueError("config.ce_chunk must be 0 when config.docid is 'codes': logits of a level are few")
   if min(config.mixture.values()) < 0 or sum(config.mixture.values()) <= 0:
@@ -88,6 +92,19 @@ def check_config(config: Config) -> None:
   if config.document_weight > 0 and config.ce_chunk:
     raise ValueError(
       "config.ce_chunk must be 0 when config.document_weight > 0: that term needs all logits of the canvas"
+    )
+
+
+def _check_first_pass(config: Config) -> None:
+  """Where an all-masked canvas is not read, the query's vector must not depend on one."""
+  for field, needed in (("code_head", True), ("pattern", "prefix"), ("paradigm", "diffusion")):
+    if config[field] != needed:
+      raise ValueError(f"config.first_pass 'prompt' needs config.{field} to be {needed!r}, not {config[field]!r}")
+  apart = masked_rows(config.all_masked_fraction, config.batch_size)
+  if apart % config.microbatches:
+    raise ValueError(
+      f"config.all_masked_fraction {config.all_masked_fraction} sets {apart} of {config.batch_size} rows apart, which"
+      f" config.microbatches ({config.microbatches}) does not divide"
     )
 
 
@@ -157,6 +174,18 @@ def check_mesh(config: Config, model: TransformerConfig, canvas_length: int, mes
     "heads": model.n_heads, "kv_heads": model.n_kv_heads, "mlp": model.d_ff, "vocab": model.vocab_size,
   }  # fmt: skip
   check_divides(sizes, mesh, config.rules)
+  if model.first_pass == "prompt":
+    apart = masked_rows(config.all_masked_fraction, config.batch_size)
+    for rows in (apart, config.batch_size - apart):
+      check_divides({"batch": rows // config.microbatches}, mesh, config.rules)
+
+
+def masked_by(config: Config, model: TransformerConfig) -> dict[str, Any]:
+  """Fields of a stage: what masks a batch's rows. Rows that are read without a canvas are set apart by the stage."""
+  apart = model.first_pass == "prompt"
+  share = config.all_masked_fraction
+  process = make_process(config.process, config.schedule, 0.0 if apart else share)
+  return {"process": process, "masked_share": share if apart else 0.0}
 
 
 def transformer_config(config: Config, vocab_size: int, canvas_length: int) -> TransformerConfig:

@@ -25,7 +25,6 @@ from diffgr_jax.decoding.canvas import DecodeOptions, denoise_step, init_state
 from diffgr_jax.decoding.policies import make_policy
 from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.decoding.scoring import one_pass_retrieve
-from diffgr_jax.diffusion.corruption import make_process
 from diffgr_jax.models import inference
 from diffgr_jax.models.attention import Layout
 from diffgr_jax.models.cache import init_cache
@@ -44,7 +43,7 @@ from diffgr_jax.stages.docid import DocIdStage
 from diffgr_jax.stages.stage import Stage
 from diffgr_jax.training.fields import Config
 from diffgr_jax.training.optimizer import optimizer_of
-from diffgr_jax.training.options import CODES, check_batch, check_config, check_mesh, transformer_config
+from diffgr_jax.training.options import CODES, check_batch, check_config, check_mesh, masked_by, transformer_config
 from diffgr_jax.training.state import TrainState, state_shardings, train_step
 
 STEPS = ("train", "one_pass", "canvas", "cached")
@@ -175,7 +174,7 @@ def planned_stage(config: Config, job: Plan) -> DocIdStage:
   denoiser, mask_id, columns = _canvas_of(config, job)
   return DocIdStage(
     denoiser=denoiser,
-    process=make_process(config.process, config.schedule, config.all_masked_fraction),
+    **masked_by(config, job.model),
     mask_id=mask_id,
     valid_size=mask_id if config.docid == CODES else columns,
     antithetic=config.antithetic,

@@ -24,7 +24,6 @@ from diffgr_jax.data.records import Collection, Document
 from diffgr_jax.data.vocab import SPECIAL_TOKENS, Vocabulary, train_vocabulary
 from diffgr_jax.decoding.constraint import used_rows
 from diffgr_jax.decoding.denoiser import banned_tokens
-from diffgr_jax.diffusion.corruption import make_process
 from diffgr_jax.docid.codes import CodeIndex, code_tokens, docid_index, vocabulary_size
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
@@ -34,7 +33,7 @@ from diffgr_jax.parallel.distributed import check_shared, in_turn
 from diffgr_jax.parallel.rules import DECODE_RULES, Rules, frozen_rules
 from diffgr_jax.stages.docid import DocIdStage
 from diffgr_jax.training.fields import Config, set_fields
-from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, lora_fields, transformer_config
+from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, lora_fields, masked_by, transformer_config
 from diffgr_jax.training.start import check_code_head, pretrained_folder, pretrained_model
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
@@ -176,7 +175,7 @@ class Run:
     config = self.config
     return DocIdStage(
       denoiser=self._denoiser(config.rules),
-      process=make_process(config.process, config.schedule, config.all_masked_fraction),
+      **masked_by(config, self.model),
       mask_id=self.mask_id,
       pad_id=self.index.pad_id,
       valid_size=self.valid_rows[1],
@@ -236,7 +235,8 @@ def _prepare(config: Config, workdir: Path) -> tuple[Run, Collection]:
     model = transformer_config(config, vocab.padded_size, index.canvas_length)
   if codes is not None and config.code_head:
     check_code_head(codes, model.d_model)
-    model = dataclasses.replace(model, code_levels=codes.levels, code_size=vocab.docid_codes)
+    head = dict(code_levels=codes.levels, code_size=vocab.docid_codes, first_pass=config.first_pass)
+    model = dataclasses.replace(model, **head)
     model = dataclasses.replace(model, **_word_fields(config, codes, vocab))
   if config.paradigm == AUTOREGRESSIVE:
     model = dataclasses.replace(model, alignment="shifted", pattern="prefix_causal")

@@ -60,12 +60,19 @@ def work_of_batch(
   batch_size: int,
   model: TransformerConfig,
   pattern: str = "bidirectional",
+  masked: int = 0,
 ) -> Work:
-  """Of one step on a batch of which this process has the rows `prompt` [rows, P]."""
-  lengths = (prompt != pad_id).sum(axis=1) + canvas_length
-  share = batch_size / len(prompt)
-  flops = ragged_train_step_flops(model, lengths, pattern, logits_positions=canvas_length)
-  return Work(1, batch_size, share * float(lengths.sum()), share * flops)
+  """Of one step on a batch of which this process has the rows `prompt` [rows, P].
+
+  `masked` of the batch's rows are read without a canvas; which of them this process has is not asked.
+  """
+  prompts, rows = (prompt != pad_id).sum(axis=1), len(prompt)
+  lengths, whole = prompts + canvas_length, batch_size - masked
+  flops = whole * ragged_train_step_flops(model, lengths, pattern, logits_positions=canvas_length)
+  if masked:  # centroids alone, which are half of a code head
+    flops += masked * ragged_train_step_flops(model, prompts, pattern, logits_positions=canvas_length // 2)
+  tokens = whole * float(lengths.sum()) + masked * float(prompts.sum())
+  return Work(1, batch_size, tokens / rows, flops / rows)
 
 
 def figures(work: Work, seconds: float, devices: int, device_kind: str) -> dict[str, float]:

@@ -78,8 +78,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
   """One optimizer step on a global batch, its gradient accumulated over `microbatches` equal parts in float32."""
   key = jax.random.fold_in(jax.random.key(seed), state.step)
-  batch, target_count = stage.prepare(key, batch)
   rows, model = len(jax.tree.leaves(batch)[0]), stage.model
+  batch, target_count = stage.prepare(key, batch)
   lie_as_params = lambda tree: constrain_tree(tree, trained_part(model, logical_axes(model)), model.rules)
   old = trained_part(model, state.params)
 

@@ -1,13 +1,14 @@
 """What decoders ask of a transformer: prompts that do not see the canvas, and canvases of codes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffgr_jax.decoding.scoring import score_documents
+from diffgr_jax.decoding.scoring import one_pass_log_probs, score_documents
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import LOWEST_LOGIT, CanvasDenoiser, CodeDenoiser
 from diffgr_jax.models.transformer import bind, init_params
@@ -73,6 +74,36 @@ def test_an_untrained_code_head_ranks_as_dense_retrieval_by_quantised_vectors():
     query /= np.linalg.norm(query)
     dense = 20.0 * centroids[np.arange(LEVELS), codes].sum(axis=1) @ query
     np.testing.assert_allclose(scores[row] - scores[row, 0], dense - dense[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("config", [CONFIG, BERT], ids=["rotary", "learned"])
+def test_where_one_pass_reads_the_prompt_alone_a_masked_canvas_says_nothing(config):
+  config = dataclasses.replace(config, head="none", code_levels=LEVELS, code_size=SIZE)
+  params = init_params(config, jax.random.key(2))
+  draws = {
+    name: jax.random.normal(jax.random.key(n), (LEVELS, SIZE, 16)) for n, name in enumerate(("centroids", "rows"))
+  }
+  params["code_head"] |= draws
+  silent = params | {"code_head": params["code_head"] | {"rows": jnp.zeros((LEVELS, SIZE, 16))}}
+  reads = code_denoiser(config)
+  alone = code_denoiser(dataclasses.replace(config, first_pass="prompt"))
+  masked = jnp.full((2, LEVELS), SIZE)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  close(alone.all_masked(params, PROMPT, LEVELS), reads(silent, PROMPT, masked))
+  close(alone(params, PROMPT, masked), reads(silent, PROMPT, masked))
+  close(reads.all_masked(params, PROMPT, LEVELS), reads(params, PROMPT, masked))
+  assert np.abs(np.asarray(reads(params, PROMPT, masked) - alone(params, PROMPT, masked))[..., :SIZE]).max() > 0.1
+  half = jnp.stack([masked[0], masked[0].at[1].set(2)])  # a row's own canvas decides
+  close(alone(params, PROMPT, half)[0], alone(params, PROMPT, masked)[0])
+  close(alone(params, PROMPT, half)[1], reads(params, PROMPT, half)[1])
+  banned = jnp.zeros(SIZE + 1, bool)
+  by_scoring = one_pass_log_probs(params, PROMPT, banned, denoise=alone, mask_id=SIZE, length=LEVELS)
+  close(by_scoring[..., :SIZE], jax.nn.log_softmax(reads(silent, PROMPT, masked)[..., :SIZE]))
+
+
+def test_one_pass_on_the_prompt_alone_is_a_code_heads():
+  with pytest.raises(ValueError, match=r"model\.first_pass 'prompt' is read by a code head"):
+    dataclasses.replace(CONFIG, first_pass="prompt")
 
 
 def test_levels_that_name_words_add_the_terms_of_the_prompts_pieces_once():

@@ -185,6 +185,60 @@ def test_microbatches_share_the_pool_of_the_batch():
   np.testing.assert_allclose(sum(POOLED.loss(params, part, INDEX, count, 6)[0] for part in parts), whole, rtol=1e-5)
 
 
+def apart_stage(share, **changes):
+  """A stage whose model reads the prompt alone where all is masked, its weights, its index, and its batch."""
+  model = dataclasses.replace(MODEL, code_levels=4, code_size=11, head="none", first_pass="prompt")
+  canvas = CanvasDenoiser(model, pad_id=0, pattern="prefix")
+  denoiser = CodeDenoiser(canvas, mask_token=4, first_code=8, size=11)
+  params = init_params(model, jax.random.key(3))
+  draws = {name: jax.random.normal(jax.random.key(i), (4, 11, 16)) for i, name in enumerate(("centroids", "rows"))}
+  params["code_head"] |= draws | {"scale": jnp.full(1, 2.0)}
+  stage = dataclasses.replace(
+    STAGE, denoiser=denoiser, mask_id=11, pad_id=-1, valid_size=11, document_weight=0.5, masked_share=share, **changes
+  )
+  index = INDEX | {"scored": jnp.ones((5, 4), bool), "log_frequency": jnp.zeros((4, 12))}
+  return stage, params, index, batch_of(8)
+
+
+@pytest.mark.parametrize("negatives", [0, 3])
+def test_rows_without_a_canvas_have_the_loss_of_a_masked_one(negatives):
+  stage, params, index, batch = apart_stage(0.5, document_negatives=negatives)
+  drawn, count = stage.prepare(jax.random.key(5), batch)
+  assert drawn["masked_docid"].shape == drawn["x_t"].shape == (4, 4)
+  assert "masked_x_t" not in drawn
+  assert count == 8 * 4
+  together = dataclasses.replace(stage, masked_share=0.0)
+  by_hand, _ = together.prepare(jax.random.key(5), batch)  # the same draws
+  np.testing.assert_array_equal(by_hand["x_t"][4:], drawn["x_t"])
+  by_hand |= {
+    "x_t": by_hand["x_t"].at[:4].set(11),
+    "corrupted": by_hand["corrupted"].at[:4].set(True),
+    "weight": by_hand["weight"].at[:4].set(1.0),
+  }
+  value = lambda stage, drawn: jax.value_and_grad(stage.loss, has_aux=True)(params, drawn, index, count, 8)
+  (loss, metrics), gradient = value(stage, drawn)
+  (expected, of_metrics), of_gradient = value(together, by_hand)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, of_metrics)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, of_gradient)
+
+
+def test_the_parts_of_a_batch_with_rows_apart_add_up():
+  stage, params, index, batch = apart_stage(0.5)
+  drawn, count = stage.prepare(jax.random.key(5), batch)
+  whole = stage.loss(params, drawn, index, count, 8)[0]
+  parts = [jax.tree.map(lambda x, own=own: x[own], drawn) for own in (slice(0, 2), slice(2, 4))]
+  np.testing.assert_allclose(sum(stage.loss(params, part, index, count, 8)[0] for part in parts), whole, rtol=1e-5)
+
+
+def test_all_rows_may_be_without_a_canvas():
+  stage, params, index, batch = apart_stage(1.0)
+  drawn, count = stage.prepare(jax.random.key(5), batch)
+  loss, metrics = stage.loss(params, drawn, index, count, 8)
+  assert np.isfinite(loss)
+  assert metrics["masked_count"] == 32
+
+
 BERT = dataclasses.replace(
   MODEL, qk_norm=False, norm="layernorm", norm_position="post", mlp="gelu", position_encoding="learned",
   max_positions=16, head="mlm",

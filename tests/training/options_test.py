@@ -44,6 +44,8 @@ from diffgr_jax.training.options import check_batch, check_config
     (dict(keep_best=2, eval_every=300), "must be a multiple of eval_every"),
     (dict(best_metric="loss"), "config.best_metric is one of valid MRR@100, valid Hit@1, not 'loss'"),
     (dict(mixture={"indexing": 0.0, "queries": 0.0, "pseudo": 0.0}), "config.mixture holds weights"),
+    (dict(first_pass="query"), "config.first_pass is one of canvas, prompt, not 'query'"),
+    (dict(first_pass="prompt"), "config.first_pass 'prompt' needs config.code_head to be True, not False"),
     (dict(compute_dtype="float16"), "model.compute_dtype is one of float32, bfloat16, not 'float16'"),
   ],
 )
@@ -51,6 +53,26 @@ def test_a_bad_field_is_named(change, message):
   config = get_config()
   with config.unlocked():
     config.update(process="exact_count", schedule="linear", document_weight=0.0, ce_chunk=0)
+    config.update(change)
+  with pytest.raises(ValueError, match=message):
+    check_config(config)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(pattern="bidirectional"), "config.first_pass 'prompt' needs config.pattern to be 'prefix'"),
+    (dict(microbatches=8, batch_size=64), r"0.7 sets 45 of 64 rows apart, which config.microbatches \(8\) does not"),
+  ],
+)
+def test_one_pass_on_the_prompt_alone_needs_a_prompt_that_sees_no_canvas_and_rows_that_divide(
+  change, message, tmp_path
+):
+  config = get_config()
+  with config.unlocked():
+    config.update(docid="codes", docid_index="i.npz", code_head=True, pattern="prefix", first_pass="prompt")
+  check_config(config)
+  with config.unlocked():
     config.update(change)
   with pytest.raises(ValueError, match=message):
     check_config(config)

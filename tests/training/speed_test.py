@@ -1,5 +1,6 @@
 """Speed by the counting rule, time that is not training, and the trace of some steps."""
 
+import dataclasses
 import itertools
 import json
 import time
@@ -20,6 +21,15 @@ def test_padding_is_no_work():
   work = work_of_batch(prompt, canvas_length=3, pad_id=0, batch_size=8, model=MODEL)
   one = lambda length: train_step_flops(MODEL, 1, length, "bidirectional", logits_positions=3)
   assert work == Work(1, 8, tokens=4.0 * (5 + 6), flops=4.0 * (one(5) + one(6)))
+
+
+def test_rows_without_a_canvas_are_their_prompts_alone():
+  model = dataclasses.replace(MODEL, code_levels=4, code_size=5, head="none", first_pass="prompt")
+  prompt = np.array([[0, 0, 5, 6], [0, 7, 8, 9]])
+  work = work_of_batch(prompt, canvas_length=4, pad_id=0, batch_size=8, model=model, masked=6)
+  one = lambda length, logits: train_step_flops(model, 1, length, "bidirectional", logits_positions=logits)
+  flops = 1.0 * (one(6, 4) + one(7, 4)) + 3.0 * (one(2, 2) + one(3, 2))
+  assert work == Work(1, 8, tokens=1.0 * (6 + 7) + 3.0 * (2 + 3), flops=flops)
 
 
 def test_rates_are_work_over_seconds_and_mfu_needs_a_known_device():
