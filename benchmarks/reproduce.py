@@ -88,7 +88,9 @@ _PYDOCS = (("test", _BEST, "Hit@1"), ("test", _BEST, "MRR@10"))
 _INDEX = "python -m diffgr_jax.index build --corpus=folder --path={data}/gqwiki --vectors=minilm"
 _BOUND = "--config.document_weight=0. --config.all_masked_fraction=0. --config.start_share=0."
 _TITLES = _BOUND.replace(" --config.start_share=0.", "")
-_FULL = "--config.head_rate=1."  # what code heads learned by before it was a field
+# What code heads learned by before these were fields, and rows of the batch whose canvas was masked.
+_READ = "--config.first_pass=canvas --config.all_masked_fraction=0.7"
+_FULL = f"--config.head_rate=1. {_READ}"
 _PRODUCT = (
   "make pretrained", f"{_INDEX} --title_weight=.3 --method=product --levels=64 --out={W}/pq.npz",
   _main(f"docid/codes.py:index={W}/pq.npz,path={{data}}/gqwiki", "gqwiki_product", _FULL),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 import json
 from pathlib import Path
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -67,11 +68,30 @@ def cells_of(config: Any) -> list[Cell]:
   return cells
 
 
+# A run that was told to leave, in training, where it saves first, or behind it, where all is saved.
+_TOLD = (EXIT_CODE, -signal.SIGTERM)
+
+
 def run_command(cell: Cell, out: Path) -> int:
-  """Runs the main command in a process of its own; returns its exit code."""
+  """Runs the main command in a process of its own; returns its exit code. SIGTERM is passed on: a run saves first."""
   command = [sys.executable, "-m", "diffgr_jax.main", *cell.flags(out), f"--workdir={out / cell.name}"]
   with open(out / f"{cell.name}.log", "a", encoding="utf-8") as log:
-    return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    children: list[subprocess.Popen] = []
+    told: list[int] = []
+
+    def tell(number: int, _) -> None:
+      told.append(number)
+      for child in children:
+        child.terminate()
+
+    before = signal.signal(signal.SIGTERM, tell)
+    try:
+      children.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+      if told:  # before there was a child
+        children[0].terminate()
+      return children[0].wait()
+    finally:
+      signal.signal(signal.SIGTERM, before)
 
 
 def run_cells(cells: Sequence[Cell], out: Path, run: Callable[[Cell, Path], int] = run_command) -> Iterator[Outcome]:
@@ -92,7 +112,7 @@ def run_cells(cells: Sequence[Cell], out: Path, run: Callable[[Cell, Path], int]
     results, code = out / cell.name / "results.json", 0
     if not results.exists():
       code = run(cell, out)
-    if code == EXIT_CODE:
+    if code in _TOLD and not results.exists():
       raise InterruptedError(f"told to leave in cell {cell.name}, which is saved: start again with the same --out")
     if results.exists():
       yield Outcome(cell, json.loads(results.read_text(encoding="utf-8")))

@@ -1,7 +1,10 @@
 """Studies: what is run, what is left, what is chosen; the main command stands in for itself in configs_test."""
 
 import json
+import os
+import subprocess
 import sys
+import textwrap
 
 from absl import flags
 import ml_collections
@@ -55,6 +58,33 @@ def test_what_has_results_is_not_run_again(tmp_path):
   outcomes = list(run_cells([A, B, C], tmp_path, again))
   assert again.ran == ["b", "c"]
   assert all(outcome.record for outcome in outcomes)
+
+
+def test_told_to_leave_while_a_cell_runs_a_study_tells_the_cell(tmp_path):
+  """The cell's process is in its imports, and does not save yet."""
+  study = textwrap.dedent("""
+    import os, sys
+    from pathlib import Path
+    from diffgr_jax.evaluation import study
+    started = study.subprocess.Popen
+    def popen(*args, **how):
+      child = started(*args, **how)
+      print(child.pid, flush=True)
+      return child
+    study.subprocess.Popen = popen
+    out = Path(sys.argv[1])
+    try:
+      list(study.run_cells([study.Cell("a", "configs/docid/base.py:steps=1", {})], out))
+    except InterruptedError as told:
+      print(told, flush=True)
+  """)
+  with subprocess.Popen([sys.executable, "-c", study, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.terminate()
+    assert "told to leave in cell a, which is saved: start again" in process.stdout.read()
+  with pytest.raises(ProcessLookupError):
+    os.kill(child, 0)
 
 
 def test_a_cell_that_was_told_to_leave_ends_the_study(tmp_path):
