@@ -15,7 +15,7 @@ from configs.docid import base, codes
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  given = {"index": "workdir/quickstart.npz", "steps": "80"} | base.parse_arguments(arg, ("index", "steps", "seed"))
+  given = {"index": "workdir/quickstart.npz", "steps": "240"} | base.parse_arguments(arg, ("index", "steps", "seed"))
   config = codes.get_config(",".join(f"{key}={value}" for key, value in given.items())).unlock()
   config.mixture = ml_collections.ConfigDict({"indexing": 0.35, "queries": 0.15, "pseudo": 0.5})
   config.batch_size = 32
