@@ -127,7 +127,7 @@ RECIPES: dict[str, Recipe] = {
      "python -m diffgr_jax.index build --corpus=pydocs --vectors=minilm --title_weight=.3 --method=product --levels=64"
      f" --word_levels=32 --out={W}/pydocs_codes.npz",
      _main(f"quickstart.py:index={W}/pydocs_codes.npz", "pydocs_codes")),
-    f"{W}/pydocs_codes/results.json", 15,
+    f"{W}/pydocs_codes/results.json", 20,
     (("test", _ONE, "Hit@1"), ("test", _ONE, "MRR@10"), ("test", "minilm, dense", "Hit@1")),
   ),
   "pydocs_random": Recipe(
@@ -165,8 +165,8 @@ RECIPES: dict[str, Recipe] = {
     "README.md, docs/docid.md",
     ("make pretrained",
      f"{_INDEX} --title_weight=.3 --method=product --levels=64 --word_levels=32 --out={W}/pw.npz",
-     _main(f"docid/codes.py:index={W}/pw.npz,path={{data}}/gqwiki,steps=450", "gqwiki_words",
-           "--config.batch_size=32 --config.eval_every=0"),
+     _main(f"docid/codes.py:index={W}/pw.npz,path={{data}}/gqwiki,steps=1000", "gqwiki_words",
+           "--config.batch_size=64"),
      _evaluate("gqwiki_words", f"--set=start_share=0.3 --set=decodings=one_pass --out={W}/gqwiki_words.json")),
     f"{W}/gqwiki_words.json", 60, _both("test", _ONE, "Hit@1", "MRR@10"),
   ),

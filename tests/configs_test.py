@@ -61,7 +61,7 @@ def test_every_cell_of_the_study_is_a_run_that_is_accepted():
     "path=here,codes=c.npz,product=p.npz,steps=7,batch=16"
   )
   cells = cells_of(study)
-  assert len(cells) == len({cell.name for cell in cells}) == 14
+  assert len(cells) == len({cell.name for cell in cells}) == 16
   for cell in cells:
     file, _, arguments = cell.config.partition(":")
     config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(arguments)

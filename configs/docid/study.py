@@ -3,8 +3,8 @@
 for `python -m diffgr_jax.sweep`. Indexes of DIR's documents are built first (docs/docid.md): `codes`, a few residual
 codes, and `product`, many product codes. Every cell starts from MiniLM with the same batch and number of steps; the
 decodings are all those of its paradigm, from its one checkpoint. Learning rates beside each recipe's own, of all and of
-the code head, are cells too, with the paradigm's cheapest decoding. `questions` of each split are asked; all of them
-take hours on two cores.
+the code head, and one pass that reads the canvas, are cells too, with the paradigm's cheapest decoding. `questions` of
+each split are asked; all of them take hours on two cores.
 """
 
 import ml_collections
@@ -41,7 +41,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   questions = int(given.get("questions", "0"))
   watch |= {"eval_limit": questions, "eval_batch_size": min(questions or 64, 64)}
   one_pass = watch | {"decodings": ("one_pass",), "dense": ""}
-  diffusion = one_pass | {"decodings": _ALL, "chain_steps": 4}
+  diffusion = one_pass | {"decodings": _ALL, "chain_steps": 4, "chain_candidates": 10}
+  reads_canvas = {"first_pass": "canvas"}
   asked = watch | {"beam_scores": ("renormalised", "plain")}
   # 64 codes of ten beams are 631 tokens a question, of a hundred 6,301: too many for the width to be tried.
   beams = asked | {"code_head": True, "start_share": 0.45}
@@ -54,12 +55,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       for name, where, fields in (
         # Masked diffusion by the bound alone, as the paper trains it.
         ("titles_bound", titles + common, diffusion | _BOUND | {"learning_rate": 5e-4}),
-        ("codes_bound", masked + codes, diffusion | _BOUND | {"learning_rate": 3e-4, "head_rate": 1.0}),
+        ("codes_bound", masked + codes, diffusion | _BOUND | reads_canvas | {"learning_rate": 3e-4, "head_rate": 1.0}),
         # With the document-level softmax.
         ("titles", titles + common, diffusion | {"learning_rate": 3e-4}),
         ("codes", masked + codes, diffusion | {"learning_rate": 1e-4}),
         ("codes_full_head", masked + codes, one_pass | {"learning_rate": 1e-4, "head_rate": 1.0}),
-        ("product_1e-4", masked + product, diffusion | {"learning_rate": 1e-4}),
+        ("codes_canvas", masked + codes, one_pass | reads_canvas | {"learning_rate": 1e-4}),
+        ("product", masked + product, diffusion | {"learning_rate": 1e-4}),
+        ("product_canvas", masked + product, one_pass | reads_canvas | {"learning_rate": 1e-4}),
         ("product_full_head", masked + product, one_pass | {"learning_rate": 1e-4, "head_rate": 1.0}),
         ("product_less_diffusion", masked + product, one_pass | {"learning_rate": 1e-4, "diffusion_weight": 0.2}),
         # The rival; on codes with a code head as the diffusion model has, and without.
