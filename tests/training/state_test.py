@@ -9,7 +9,7 @@ import pytest
 
 from diffgr_jax.diffusion.corruption import make_process
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.denoiser import CanvasDenoiser
+from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
 from diffgr_jax.parallel.mesh import make_mesh
 from diffgr_jax.parallel.rules import TRAIN_RULES, replicated, shard_batch
 from diffgr_jax.stages.docid import DocIdStage
@@ -41,8 +41,8 @@ def batches(count, rows=16):
 
 
 def train(mesh, steps=3, microbatches=1, stage=STAGE, optimizer=ADAMW):
-  shardings = state_shardings(MODEL, optimizer, mesh, TRAIN_RULES)
-  state = create_state(MODEL, optimizer, shardings, seed=0)
+  shardings = state_shardings(stage.model, optimizer, mesh, TRAIN_RULES)
+  state = create_state(stage.model, optimizer, shardings, seed=0)
   index = jax.device_put(
     {"codes": CODES, "scored": np.ones(CODES.shape, bool), "log_frequency": np.zeros((5, 32), np.float32)},
     replicated(mesh),
@@ -78,6 +78,16 @@ def test_accumulated_gradients_are_the_whole_batch(unsharded):
   (_, one_losses), optimizer = unsharded
   _, losses = train(make_mesh({"data": 2}, jax.devices()[:2]), microbatches=4, optimizer=optimizer)
   np.testing.assert_allclose(losses, one_losses, rtol=2e-5)
+
+
+def test_rows_without_a_canvas_train_on_many_devices_and_in_parts_as_on_one():
+  model = dataclasses.replace(MODEL, code_levels=5, code_size=30, head="none", first_pass="prompt")
+  denoiser = CodeDenoiser(CanvasDenoiser(model, pad_id=0, pattern="prefix"), mask_token=4, first_code=2, size=30)
+  stage = dataclasses.replace(STAGE, denoiser=denoiser, mask_id=30, masked_share=0.5)
+  _, one_losses = train(make_mesh({"data": 1}, jax.devices()[:1]), stage=stage)
+  for sizes, microbatches in (({"data": 8}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 2)):
+    _, losses = train(make_mesh(sizes), stage=stage, microbatches=microbatches)
+    np.testing.assert_allclose(losses, one_losses, rtol=2e-5)
 
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"replica": 2, "fsdp": 2, "tensor": 2}])
