@@ -167,8 +167,8 @@ RECIPES: dict[str, Recipe] = {
      f"{_INDEX} --title_weight=.3 --method=product --levels=64 --word_levels=32 --out={W}/pw.npz",
      _main(f"docid/codes.py:index={W}/pw.npz,path={{data}}/gqwiki,steps=1000", "gqwiki_words",
            "--config.batch_size=64"),
-     _evaluate("gqwiki_words", f"--set=start_share=0.3 --set=decodings=one_pass --out={W}/gqwiki_words.json")),
-    f"{W}/gqwiki_words.json", 60, _both("test", _ONE, "Hit@1", "MRR@10"),
+     _evaluate("gqwiki_words", f"--set=decodings=one_pass --out={W}/gqwiki_words.json")),
+    f"{W}/gqwiki_words.json", 90, _both("test", _ONE, "Hit@1", "MRR@10"),
   ),
   "gqwiki_codes_bound": Recipe(
     "docs/docid.md",
