@@ -35,6 +35,7 @@ REOPENED = "~"
 # Light to dark blue: one hue that only darkens reads the same for every kind of colour vision, and in grey.
 CONFIDENCE_COLOURS = LinearSegmentedColormap.from_list("confidence", ["#f1f6fb", "#9ec5e5", "#3d86c0", "#0b3f77"])
 INK, FAINT, ACCENT, ENTROPY_INK = "#1c2430", "#8a94a3", "#d55e00", "#7a4b9a"
+_MOST_COLUMNS = 32  # of a picture; a longer canvas takes further lines
 CONFIDENCE_STYLES = ((0.9, "bright_blue"), (0.5, "cyan"), (0.2, "yellow"), (0.0, "red"))  # told apart by all eyes
 
 
@@ -138,8 +139,8 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
   """Draws one row of a trace as a PNG: steps downwards, canvas positions across, and what is left to decide.
 
   A cell holds the token, darker where it was committed with more confidence; a step's own commits are outlined, what
-  it took back to MASK is crossed out. Beside the grid: documents still possible (log scale) and the mean entropy of
-  the positions that were masked.
+  it took back to MASK is crossed out. A long canvas goes on in further lines of the same step. Beside the grid:
+  documents still possible (log scale) and the mean entropy of the positions that were masked.
 
   Args:
     trace: what `trace_decode` or another recorder of decoding/trace.py made.
@@ -155,9 +156,10 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
     IndexError: the trace has no such row.
   """
   view = row_view(trace, row)
-  lines, length = view.steps + 1, view.canvas.shape[1]
+  columns = min(view.canvas.shape[1], _MOST_COLUMNS)
+  lines = (view.steps + 1) * -(-view.canvas.shape[1] // columns)
   strips = 2 if view.alive is not None else 1
-  width = max(10, min(0.4 * length, 40))  # inches
+  width = max(10, 0.4 * columns)  # inches
   figure = Figure(
     figsize=(width, 2.0 + 0.36 * min(max(lines, 2), 120)),
     dpi=160,
@@ -167,7 +169,7 @@ def draw_trace(trace: Trace, row: int, vocab_piece: Callable[[int], str], title:
   FigureCanvasAgg(figure)
   grid = figure.add_gridspec(1, 1 + strips, width_ratios=[8.2 - strips * 0.9] + [1.0] * strips)
   axes = figure.add_subplot(grid[0, 0])
-  draw_cells(axes, view, vocab_piece, cell_points=(width - 1.1 - strips * 0.95) * 72 / length)
+  draw_cells(axes, view, vocab_piece, cell_points=(width - 1.1 - strips * 0.95) * 72 / columns, columns=columns)
   axes.set_title(_two_lines(title, 92), loc="left", fontsize=11, color=INK, pad=26, parse_math=False)
   if view.alive is not None:
     _draw_documents(figure.add_subplot(grid[0, 1], sharey=axes), view.alive)
@@ -301,26 +303,39 @@ def _legend(view: RowView, colour: bool) -> Text:
   return legend
 
 
-def draw_cells(axes, view: RowView, vocab_piece, *, cell_points: float) -> None:
-  """Draws the grid of tokens, all in the font size at which the longest fits its cell."""
+def draw_cells(axes, view: RowView, vocab_piece, *, cell_points: float, columns: int | None = None) -> None:
+  """Draws the grid of tokens, all in the font size at which the longest fits its cell.
+
+  A step is one unit high; with fewer `columns` than the canvas is long, its lines share it:
+
+      0 1 2 3
+      4 5 6       after t steps
+  """
   texts, font = _fit_pieces({int(token) for token in view.canvas[~view.masked]}, vocab_piece, 0.76 * cell_points)
-  lines, length = view.canvas.shape
-  for t in range(lines):
+  steps, length = view.canvas.shape
+  columns = columns or length
+  lines = -(-length // columns)
+  for t in range(steps):
     for i in range(length):
       masked, confidence = view.masked[t, i], view.confidence[t, i]
       face = "#e4e7ec" if masked else CONFIDENCE_COLOURS(confidence)
-      axes.add_patch(Rectangle((i - 0.46, t - 0.42), 0.92, 0.84, facecolor=face, edgecolor="none"))
+      x, y = i % columns, t + 0.9 * ((i // columns + 0.5) / lines - 0.5)  # the middle of the cell
+      half = 0.42 / lines
+      axes.add_patch(Rectangle((x - 0.46, y - half), 0.92, 2 * half, facecolor=face, edgecolor="none"))
       if view.new[t, i]:
-        frame = Rectangle((i - 0.43, t - 0.4), 0.86, 0.8, facecolor="none", edgecolor=ACCENT, linewidth=1.8, zorder=3)
-        axes.add_patch(frame)
+        inner = 0.4 / lines
+        axes.add_patch(
+          Rectangle((x - 0.43, y - inner), 0.86, 2 * inner, facecolor="none", edgecolor=ACCENT, linewidth=1.8, zorder=3)
+        )
       if view.back[t, i]:
-        axes.plot([i - 0.4, i + 0.4], [t - 0.34, t + 0.34], color=ACCENT, linewidth=1.2, zorder=3)
-        axes.plot([i - 0.4, i + 0.4], [t + 0.34, t - 0.34], color=ACCENT, linewidth=1.2, zorder=3)
+        reach = 0.34 / lines
+        axes.plot([x - 0.4, x + 0.4], [y - reach, y + reach], color=ACCENT, linewidth=1.2, zorder=3)
+        axes.plot([x - 0.4, x + 0.4], [y + reach, y - reach], color=ACCENT, linewidth=1.2, zorder=3)
       elif not masked:
         ink = "white" if confidence > 0.6 else INK
         axes.text(
-          i,
-          t,
+          x,
+          y,
           texts[int(view.canvas[t, i])],
           ha="center",
           va="center",
@@ -329,10 +344,11 @@ def draw_cells(axes, view: RowView, vocab_piece, *, cell_points: float) -> None:
           parse_math=False,
           zorder=4,
         )
-  axes.set(xlim=(-0.5, length - 0.5), ylim=(lines - 0.45, -0.55), xticks=range(length), yticks=range(lines))
+  axes.set(xlim=(-0.5, columns - 0.5), ylim=(steps - 0.45, -0.55), xticks=range(columns), yticks=range(steps))
   axes.xaxis.tick_top()
   axes.xaxis.set_label_position("top")
-  axes.set_xlabel("canvas position", fontsize=8, color=FAINT)
+  more = f", and {columns} more a line" if lines > 1 else ""
+  axes.set_xlabel(f"canvas position{more}", fontsize=8, color=FAINT)
   axes.set_ylabel("forward passes", fontsize=9, color=INK)
   _quiet(axes)
 

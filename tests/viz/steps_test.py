@@ -1,5 +1,6 @@
 import io
 
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 import numpy as np
 import pytest
@@ -137,6 +138,24 @@ def test_png_is_written_with_nothing_at_its_edge(trace, tmp_path):
   assert image.min() < 0.5  # something is drawn
   for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
     assert edge.min() > 0.95  # light background, nothing cut off
+
+
+def test_a_long_canvas_goes_on_in_further_lines_of_its_step(tmp_path):
+  rng = np.random.default_rng()
+  canvas = rng.integers(3, 9, (3, 70))
+  canvas[0], canvas[1, ::2] = MASK, MASK
+  trace = make_trace(canvas.tolist())
+  image = imread(steps.draw_trace(trace, 0, piece, "a long one", tmp_path / "trace.png"))
+  assert image.shape[1] == 32 * 0.4 * 160
+  axes = Figure().add_subplot()
+  steps.draw_cells(axes, steps.row_view(trace, 0), piece, cell_points=20.0, columns=32)
+  cells = [patch.get_bbox() for patch in axes.patches if patch.get_facecolor()[3]]
+  assert len(cells) == 70 * (steps.row_view(trace, 0).steps + 1)
+  places = sorted((round(box.y0, 6), round(box.x0, 6)) for box in cells)
+  assert len(set(places)) == len(cells)  # each has its own place
+  heights = np.unique(np.round([box.y0 for box in cells], 6))
+  assert np.diff(heights).min() > max(box.height for box in cells)  # and none overlaps the line below
+  assert len(heights) == 3 * (steps.row_view(trace, 0).steps + 1)
 
 
 def test_ranking_lists_documents_in_order():
