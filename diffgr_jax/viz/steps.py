@@ -313,13 +313,13 @@ def draw_cells(axes, view: RowView, vocab_piece, *, cell_points: float, columns:
   """
   texts, font = _fit_pieces({int(token) for token in view.canvas[~view.masked]}, vocab_piece, 0.76 * cell_points)
   steps, length = view.canvas.shape
-  columns = columns or length
-  lines = -(-length // columns)
+  across = columns or int(length)
+  lines = -(-length // across)
   for t in range(steps):
     for i in range(length):
       masked, confidence = view.masked[t, i], view.confidence[t, i]
       face = "#e4e7ec" if masked else CONFIDENCE_COLOURS(confidence)
-      x, y = i % columns, t + 0.9 * ((i // columns + 0.5) / lines - 0.5)  # the middle of the cell
+      x, y = i % across, t + 0.9 * ((i // across + 0.5) / lines - 0.5)  # the middle of the cell
       half = 0.42 / lines
       axes.add_patch(Rectangle((x - 0.46, y - half), 0.92, 2 * half, facecolor=face, edgecolor="none"))
       if view.new[t, i]:
@@ -344,10 +344,10 @@ def draw_cells(axes, view: RowView, vocab_piece, *, cell_points: float, columns:
           parse_math=False,
           zorder=4,
         )
-  axes.set(xlim=(-0.5, columns - 0.5), ylim=(steps - 0.45, -0.55), xticks=range(columns), yticks=range(steps))
+  axes.set(xlim=(-0.5, across - 0.5), ylim=(steps - 0.45, -0.55), xticks=range(across), yticks=range(steps))
   axes.xaxis.tick_top()
   axes.xaxis.set_label_position("top")
-  more = f", and {columns} more a line" if lines > 1 else ""
+  more = f", and {across} more a line" if lines > 1 else ""
   axes.set_xlabel(f"canvas position{more}", fontsize=8, color=FAINT)
   axes.set_ylabel("forward passes", fontsize=9, color=INK)
   _quiet(axes)
