@@ -38,6 +38,7 @@ from diffgr_jax.diffusion.objective import document_nll, masked_diffusion_loss
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
 from diffgr_jax.models.transformer import Params
+from diffgr_jax.parallel.rules import split_of
 from diffgr_jax.stages.stage import Batch, Metrics
 
 _MASKED = "masked_"  # of the leaves of a prepared batch that are of rows without a canvas
@@ -81,9 +82,21 @@ class DocIdStage:
         "drawn": jnp.broadcast_to(bits[None], (rows, self.document_negatives)),
       }
     if apart := masked_rows(self.masked_share, rows):
-      masked = {_MASKED + name: leaf[:apart] for name, leaf in batch.items() if name not in drawn._fields}
-      batch = masked | {name: leaf[apart:] for name, leaf in batch.items()}
+      batch = self._set_apart(batch, apart, drawn._fields)
     return batch, target.sum().astype(jnp.float32)
+
+  def _set_apart(self, batch: Batch, apart: int, drawn: tuple[str, ...]) -> Batch:
+    """The first rows without a canvas; where the mesh divides them not, with one that is masked: to the same loss."""
+    rows, parts = len(batch["docid"]), split_of("batch", self.model.rules)
+    if apart % parts or rows % parts:
+      first = (jnp.arange(rows) < apart)[:, None]
+      return batch | {
+        "x_t": jnp.where(first, self.mask_id, batch["x_t"]),
+        "corrupted": first | batch["corrupted"],
+        "weight": jnp.where(first, 1.0, batch["weight"]),
+      }
+    masked = {_MASKED + name: leaf[:apart] for name, leaf in batch.items() if name not in drawn}
+    return masked | {name: leaf[apart:] for name, leaf in batch.items()}
 
   def loss(
     self, params: Params, batch: Batch, shared: Batch, target_count: Float[Array, ""], row_count: int

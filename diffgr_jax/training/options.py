@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from diffgr_jax.decoding.policies import POLICIES, make_policy
 from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES, make_process
 from diffgr_jax.models.config import TransformerConfig
+from diffgr_jax.parallel.mesh import batch_shards
 from diffgr_jax.parallel.rules import check_divides
 from diffgr_jax.stages.docid import masked_rows
 from diffgr_jax.training.fields import Config, FieldRules, check_fields, check_training
@@ -176,8 +177,9 @@ def check_mesh(config: Config, model: TransformerConfig, canvas_length: int, mes
   check_divides(sizes, mesh, config.rules)
   if model.first_pass == "prompt":
     apart = masked_rows(config.all_masked_fraction, config.batch_size)
-    for rows in (apart, config.batch_size - apart):
-      check_divides({"batch": rows // config.microbatches}, mesh, config.rules)
+    if apart % batch_shards(mesh) == 0:  # else they are not apart (stages/docid.py)
+      for rows in (apart, config.batch_size - apart):
+        check_divides({"batch": rows // config.microbatches}, mesh, config.rules)
 
 
 def masked_by(config: Config, model: TransformerConfig) -> dict[str, Any]:

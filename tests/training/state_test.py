@@ -80,10 +80,11 @@ def test_accumulated_gradients_are_the_whole_batch(unsharded):
   np.testing.assert_allclose(losses, one_losses, rtol=2e-5)
 
 
-def test_rows_without_a_canvas_train_on_many_devices_and_in_parts_as_on_one():
+@pytest.mark.parametrize("share", [0.5, 0.375], ids=["divided", "not divided by eight"])
+def test_rows_without_a_canvas_train_on_many_devices_and_in_parts_as_on_one(share):
   model = dataclasses.replace(MODEL, code_levels=5, code_size=30, head="none", first_pass="prompt")
   denoiser = CodeDenoiser(CanvasDenoiser(model, pad_id=0, pattern="prefix"), mask_token=4, first_code=2, size=30)
-  stage = dataclasses.replace(STAGE, denoiser=denoiser, mask_id=30, masked_share=0.5)
+  stage = dataclasses.replace(STAGE, denoiser=denoiser, mask_id=30, masked_share=share)
   _, one_losses = train(make_mesh({"data": 1}, jax.devices()[:1]), stage=stage)
   for sizes, microbatches in (({"data": 8}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 2)):
     _, losses = train(make_mesh(sizes), stage=stage, microbatches=microbatches)
