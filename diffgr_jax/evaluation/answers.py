@@ -36,6 +36,8 @@ from diffgr_jax.docid.trie import PrefixTrie, build_trie
 from diffgr_jax.parallel.distributed import fetch
 from diffgr_jax.training.run import Run
 
+# Decodings in T steps, which `config.sweep_steps` shows at several T.
+STEPPED = ("topk", "constrained", "free", "stochastic", "blocks", "pseudo_beam", "best_of_n", "chain")
 _DEPTH = 200  # documents of a ranked list: twice the largest cutoff of a metric
 
 
@@ -274,12 +276,16 @@ def methods_of(run: Run) -> tuple[Method, ...]:
       for scores in config.beam_scores
       for width in config.beam_widths
     )
-  return tuple(method for name in config.decodings for method in _make(name, run))
+  methods = [method for name in config.decodings for method in _make(name, run)]
+  for steps in config.sweep_steps:
+    methods += [method for name in config.decodings if name in STEPPED for method in _make(name, run, steps)]
+  return tuple({method.name: method for method in methods}.values())  # two T may come to one number of passes
 
 
-def _make(name: str, run: Run) -> list[Method]:
+def _make(name: str, run: Run, swept: int = 0) -> list[Method]:
+  """`swept`: T instead of the config's numbers of steps; 0: as the config says."""
   config, mask_id, length = run.config, run.mask_id, run.index.canvas_length
-  steps, prior, heat = config.decode_steps, config.prior_weight, config.temperature
+  steps, prior, heat = swept or config.decode_steps, config.prior_weight, config.temperature
   options = DecodeOptions(make_policy(config.policy, config.threshold), mask_id, remask=config.remask)
   way = f"{config.policy}, {steps} steps"
   match name:
@@ -288,7 +294,7 @@ def _make(name: str, run: Run) -> list[Method]:
       return [Method("one-pass", OnePass()), *corrected]
     case "topk":
       policy = make_policy(config.topk_policy, config.threshold)
-      topk = TopKOptions(policy, mask_id, config.topk_steps, config.topk_beam, config.topk_commit)
+      topk = TopKOptions(policy, mask_id, swept or config.topk_steps, config.topk_beam, config.topk_commit)
       return [Method(f"top-k, {topk.steps} steps, beam {topk.beam}", TopK(topk, prior))]
     case "constrained" | "free":
       return [Method(f"{way}, {name}", Generate(options, steps, constrained=name == "constrained"))]
@@ -314,7 +320,7 @@ def _make(name: str, run: Run) -> list[Method]:
     case "match":
       return [Method(f"match {config.pool}", Match(config.pool, prior))]
     case "chain":
-      groups = min(config.chain_steps or length, length)
+      groups = min(swept or config.chain_steps or length, length)
       rescored = ChainRule(config.chain_candidates, groups, prior)
       return [Method(f"chain rule, {groups} steps, best {config.chain_candidates}", rescored)]
   raise ValueError(f"config.decodings names {name!r}, which is no decoding")

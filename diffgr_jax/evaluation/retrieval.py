@@ -204,6 +204,11 @@ def invalid_rate(exists: Bool[np.ndarray, "..."]) -> float:
   return float(1.0 - exists.mean())
 
 
+def is_baseline(method: str) -> bool:
+  """Whether records call a search by this name that is nothing of the run's (evaluation/baselines.py)."""
+  return method in ("BM25", "LSA") or method.endswith((", dense", " and BM25"))
+
+
 def format_table(rows: Sequence[Mapping[str, object]], markdown: bool = True) -> str:
   """A table with aligned columns: Markdown, or plain for a terminal.
 

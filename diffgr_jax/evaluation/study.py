@@ -19,10 +19,8 @@ import sys
 from typing import Any
 
 from diffgr_jax.evaluation.rerank_study import rerank_tables
-from diffgr_jax.evaluation.retrieval import format_table
+from diffgr_jax.evaluation.retrieval import format_table, is_baseline
 from diffgr_jax.parallel.preemption import EXIT_CODE
-
-_BASELINES = ("BM25", "LSA")  # they stand in every record
 
 
 @dataclass(frozen=True)
@@ -143,8 +141,7 @@ def table_rows(outcomes: Sequence[Outcome], metric: str = "Hit@1") -> list[dict[
     splits = outcome.record["metrics"] if outcome.record else {}
     methods = dict.fromkeys(method for of_split in splits.values() for method in of_split)
     for method in methods:
-      baseline = method in _BASELINES or method.endswith((", dense", " and BM25"))
-      if baseline and any(row["decoding"] == method for row in rows):
+      if (baseline := is_baseline(method)) and any(row["decoding"] == method for row in rows):
         continue
       figures = {split: of_split.get(method, {}) for split, of_split in splits.items()}
       first = next(own for own in figures.values() if own)

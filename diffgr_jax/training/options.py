@@ -126,7 +126,11 @@ def _check_paradigm(config: Config) -> None:
       raise ValueError(
         f"config.decodings holds some of {', '.join(DECODINGS)}, each once, not {list(config.decodings)}"
       )
+    if min(config.sweep_steps, default=1) < 1:
+      raise ValueError(f"config.sweep_steps holds numbers of at least 1, not {tuple(config.sweep_steps)}")
     return
+  if config.sweep_steps:
+    raise ValueError("config.sweep_steps is for denoisers; the paradigm 'autoregressive' has config.beam_widths")
   if not config.beam_widths or min(config.beam_widths) < 1:
     raise ValueError(f"config.beam_widths holds widths of at least 1, not {tuple(config.beam_widths)}")
   if not config.beam_scores or not set(config.beam_scores) <= set(BEAM_SCORES):

@@ -43,7 +43,7 @@ _MAY_CHANGE = {
   "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "eval_limit", "relevant_grade",
   "ce_chunk", "show_queries", "dense", "nelbo_queries", "decodings", "topk_steps", "topk_beam", "topk_commit",
   "topk_policy", "beam_widths", "beam_scores", "start_share", "temperature", "samples", "pool", "block_length",
-  "beam_canvases", "chain_candidates", "chain_steps",
+  "beam_canvases", "chain_candidates", "chain_steps", "sweep_steps",
 }  # fmt: skip
 
 # What a field was before it existed.
@@ -55,7 +55,7 @@ _OLDER = {
   "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": [], "beam_scores": ["renormalised"],
   "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence",
   "temperature": 1.0, "samples": 8, "pool": 100, "block_length": 4, "beam_canvases": 8, "chain_candidates": 20,
-  "chain_steps": 0,
+  "chain_steps": 0, "sweep_steps": [],
   "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
   "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",
   "pseudo_queries": "spans", "relevant_grade": 1, "diffusion_weight": 1.0, "start_share": 0.0,
@@ -71,7 +71,7 @@ DECODING_FIELDS = {
   "dense": str, "nelbo_queries": int, "beam_widths": list[int], "beam_scores": list[str],
   "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str,
   "start_share": float, "decodings": list[str], "temperature": float, "samples": int, "pool": int, "block_length": int,
-  "beam_canvases": int, "chain_candidates": int, "chain_steps": int,
+  "beam_canvases": int, "chain_candidates": int, "chain_steps": int, "sweep_steps": list[int],
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Pictures of results.json files: what quality costs in speed, how it grows with scale, and what scale costs.
 
 quality and speed     a point for each method of each record: queries a second (log) against the metric; those that no
-                      other one beats in both are joined
+                      other one beats in both are joined, and so are those that differ in their numbers only (a sweep)
 quality and scale     a line for each method: documents, parameters or training examples (log) against the metric; where
                       records agree in the scale, a point for each, and the line goes through their mean
 cost and scale        a line for each number of levels: documents (log) against what scoring them takes (log), and the
@@ -12,19 +12,23 @@ records of several machines in one picture are refused.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 import json
 from pathlib import Path
+import re
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from diffgr_jax.evaluation.retrieval import is_baseline
 from diffgr_jax.viz.clusters import COLOURS, FAINT, INK
 
 Record = Mapping[str, Any]
 SCALES = {"documents": "documents in the index", "parameters": "parameters", "examples": "training examples"}
-_MARKERS = "os^Dvp*XP<>"
+_MARKERS = "os^Dvp*XP<>hd8H"
+_NUMBER = re.compile(r"\b\d+(?:\.\d+)?\b")
 
 
 def read_records(files: Sequence[str | Path]) -> dict[str, Record]:
@@ -51,8 +55,25 @@ def read_records(files: Sequence[str | Path]) -> dict[str, Record]:
   return records
 
 
+@dataclass(frozen=True)
+class _Point:
+  record: str  # "" for a baseline, which is the same in every record
+  method: str
+  speed: float
+  quality: float
+  canvases: float | None
+
+  @property
+  def kind(self) -> str:
+    """The method without its numbers: what a sweep of steps or widths leaves the same."""
+    return _NUMBER.sub("#", self.method)
+
+
 def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, metric: str = "Hit@1") -> Path:
   """Draws quality against speed, and writes the picture.
+
+  A colour for each record, a marker for each way of decoding (of one record: a colour for each). Ways that differ in
+  their numbers only, as steps and beams that are swept do, are joined by a thin line and bear their number.
 
   Args:
     records: by name (`read_records`).
@@ -66,30 +87,64 @@ def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, m
   machines = {json.dumps(record["machine"], sort_keys=True) for record in records.values()}
   if len(machines) > 1:
     raise ValueError(f"the records are of {len(machines)} machines; queries a second compare on one machine only")
-  points = [
-    (name, method, figures["queries/s"], figures[metric], figures.get("canvases", figures.get("forwards")))
-    for name, record in records.items()
-    for method, figures in record["metrics"].get(split, {}).items()
-    if metric in figures and "queries/s" in figures
-  ]
+  points = _speed_points(records, split, metric)
   if not points:
     raise ValueError(_nothing(records, split, f"{metric} and queries/s"))
   axes, figure = _axes(f"{metric} against speed, {split}")
-  methods = list(dict.fromkeys(method for _, method, *_ in points))
-  for i, name in enumerate(records):
-    for _, method, speed, quality, canvases in (point for point in points if point[0] == name):
-      note = "" if canvases is None else f", {canvases:.3g} canvas{'es' * (canvases != 1)}"
-      at = methods.index(method)
-      marker = _MARKERS[(i + at // len(COLOURS)) % len(_MARKERS)]  # another one where the colours begin anew
+  names, kinds = ([*dict.fromkeys(of)] for of in ((p.record for p in points), (p.kind for p in points)))
+  for name in names:
+    for at, kind in enumerate(kinds):
+      same = sorted((p for p in points if (p.record, p.kind) == (name, kind)), key=lambda p: _numbers(p.method))
+      if not same:
+        continue
+      colour = INK if not name else _colour(names.index(name) if len(records) > 1 else at)
+      label = ": ".join(filter(None, (name if len(records) > 1 else "", _described(same))))
       axes.scatter(
-        speed, quality, s=70, marker=marker, color=_colour(at), zorder=3,
-        edgecolors="white", linewidths=0.6, clip_on=False,
-        label=f"{name}: {method}{note}" if len(records) > 1 else f"{method}{note}",
+        [p.speed for p in same], [p.quality for p in same], s=60, marker=_MARKERS[at % len(_MARKERS)], color=colour,
+        zorder=3, edgecolors="white", linewidths=0.6, clip_on=False, label=label,
       )  # fmt: skip
-  best = _frontier([(speed, quality) for _, _, speed, quality, _ in points])
+      if len(same) > 1:
+        axes.plot([p.speed for p in same], [p.quality for p in same], color=colour, linewidth=0.8, zorder=2)
+        for p, number in zip(same, _swept(same), strict=True):
+          axes.annotate(number, (p.speed, p.quality), (4, 4), textcoords="offset points", fontsize=7, color=colour)
+  best = _frontier([(p.speed, p.quality) for p in points])
   axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1.5, zorder=1)
   axes.set(xscale="log", xlabel="queries per second", ylabel=metric)
   return _write(figure, axes, path)
+
+
+def _speed_points(records: Mapping[str, Record], split: str, metric: str) -> list[_Point]:
+  """Every method of every record that has both figures; a baseline once, as the first record has it."""
+  points: dict[tuple[str, str], _Point] = {}
+  for name, record in records.items():
+    for method, figures in record["metrics"].get(split, {}).items():
+      if metric in figures and "queries/s" in figures:
+        whose = "" if is_baseline(method) else name
+        canvases = figures.get("canvases", figures.get("forwards"))
+        points.setdefault((whose, method), _Point(whose, method, figures["queries/s"], figures[metric], canvases))
+  return list(points.values())
+
+
+def _numbers(method: str) -> list[float]:
+  return [float(number) for number in _NUMBER.findall(method)]
+
+
+def _swept(points: Sequence[_Point]) -> list[str]:
+  """Of methods of one kind, the numbers in which they differ."""
+  varying = [len(set(column)) > 1 for column in zip(*(_NUMBER.findall(p.method) for p in points), strict=True)]
+  return [
+    ", ".join(number for number, varies in zip(_NUMBER.findall(p.method), varying, strict=True) if varies)
+    for p in points
+  ]
+
+
+def _described(points: Sequence[_Point]) -> str:
+  """Methods of one kind in one entry: `top-k, 1 to 8 steps, beam 8, 1 to 57 canvases`."""
+  spread = lambda values: " to ".join(f"{v:.3g}" for v in dict.fromkeys((min(values), max(values))))
+  columns = zip(*(_numbers(p.method) for p in points), strict=True)
+  said = points[0].kind.replace("#", "{}").format(*map(spread, columns))
+  canvases = [p.canvases for p in points if p.canvases is not None]
+  return f"{said}, {spread(canvases)} canvas{'es' * (max(canvases) != 1)}" if canvases else said
 
 
 def draw_scale(

@@ -11,7 +11,17 @@ import pytest
 
 from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.data.records import Query
-from diffgr_jax.evaluation.answers import Beam, Generate, Method, OnePass, methods_of
+from diffgr_jax.evaluation.answers import (
+  Beam,
+  BestOfN,
+  ChainRule,
+  Generate,
+  Method,
+  OnePass,
+  PseudoBeam,
+  TopK,
+  methods_of,
+)
 from diffgr_jax.evaluation.generative import Judged, SharedDocIds, evaluate_method, judge, quick_metrics
 from diffgr_jax.models.denoiser import CanvasDenoiser
 from diffgr_jax.training.options import DECODINGS
@@ -214,6 +224,21 @@ def test_every_decoding_has_a_name_of_its_own(untrained):
   run = with_config(untrained[0], decodings=DECODINGS, prior_weight=0.5)
   names = [method.name for method in methods_of(run)]
   assert len(set(names)) == len(names) == len(DECODINGS) + 2  # one-pass and samples stand twice
+
+
+def test_steps_are_swept_in_every_decoding_that_has_them(untrained):
+  settings = dict(decodings=DECODINGS, decode_steps=3, topk_steps=2, chain_steps=2, block_length=1, samples=2)
+  plain = {m.name: m.decoding for m in methods_of(with_config(untrained[0], **settings))}
+  swept = {m.name: m.decoding for m in methods_of(with_config(untrained[0], **settings, sweep_steps=(1, 2, 3)))}
+  assert {name: decoding for name, decoding in swept.items() if name in plain} == plain
+  steps = lambda kind: [m.steps for m in swept.values() if isinstance(m, kind)]
+  assert sorted(m.options.steps for m in swept.values() if isinstance(m, TopK)) == [1, 2, 3]
+  assert sorted(steps(PseudoBeam)) == sorted(steps(BestOfN)) == sorted(steps(ChainRule)) == [1, 2, 3]
+  # four generate by steps (constrained, free, two samplers), argmax is one step, and blocks of one position take as
+  # many passes as there are positions, whatever T
+  length = untrained[0].index.canvas_length
+  assert length > 3
+  assert sorted(steps(Generate)) == sorted([1, *(4 * [1, 2, 3]), length])
 
 
 def test_a_list_becomes_one_of_all_documents_with_its_docids():

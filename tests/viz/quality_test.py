@@ -28,15 +28,35 @@ def drawn(monkeypatch):
   return kept
 
 
+def points_of(axes):
+  return [[tuple(map(float, point)) for point in collection.get_offsets()] for collection in axes.collections]
+
+
 def test_a_point_for_each_method_and_the_frontier_of_them(drawn, tmp_path):
-  records = {"a": record(BM25=(0.3, 500.0), ours=(0.5, 40.0), slow=(0.4, 4.0)), "b": record(ours=(0.6, 20.0))}
+  records = {
+    "a": record(BM25=(0.3, 500.0), ours=(0.5, 40.0), slow=(0.4, 4.0)),
+    "b": record(ours=(0.6, 20.0), BM25=(0.3, 490.0)),
+  }
   path = quality.draw_speed(records, tmp_path / "deep" / "speed.png", split="valid")
   assert path.read_bytes()[:4] == b"\x89PNG"
   axes = drawn["axes"]
-  points = {tuple(map(float, collection.get_offsets()[0])) for collection in axes.collections}
-  assert points == {(500.0, 0.3), (40.0, 0.5), (4.0, 0.4), (20.0, 0.6)}
-  assert list(zip(*axes.lines[0].get_data(), strict=True)) == [(20.0, 0.6), (40.0, 0.5), (500.0, 0.3)]
-  assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a: BM25", "a: ours", "a: slow", "b: ours"]
+  assert sorted(points_of(axes)) == [[(4.0, 0.4)], [(20.0, 0.6)], [(40.0, 0.5)], [(500.0, 0.3)]]  # a baseline once
+  (frontier,) = axes.lines
+  assert list(zip(*frontier.get_data(), strict=True)) == [(20.0, 0.6), (40.0, 0.5), (500.0, 0.3)]
+  assert [text.get_text() for text in axes.get_legend().get_texts()] == ["BM25", "a: ours", "a: slow", "b: ours"]
+
+
+def test_a_sweep_is_one_line_whose_points_bear_what_was_swept(drawn, tmp_path):
+  names = ("top-k, 8 steps, beam 4", "top-k, 2 steps, beam 4", "top-k, 16 steps, beam 4", "match 100")
+  run = record(**dict(zip(names, ((0.5, 4.0), (0.4, 9.0), (0.6, 2.0), (0.3, 30.0)), strict=True)))
+  for name, canvases in zip(names, (29.0, 5.0, 61.0, 1.0), strict=True):
+    run["metrics"]["valid"][name]["canvases"] = canvases
+  quality.draw_speed({"run": run}, tmp_path / "speed.png", split="valid")
+  axes = drawn["axes"]
+  assert sorted(points_of(axes)) == [[(9.0, 0.4), (4.0, 0.5), (2.0, 0.6)], [(30.0, 0.3)]]
+  assert [text.get_text() for text in axes.texts] == ["2", "8", "16"]
+  legend = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert legend == ["top-k, 2 to 16 steps, beam 4, 5 to 61 canvases", "match 100, 1 canvas"]
 
 
 def test_a_line_for_each_method_over_the_scale(drawn, tmp_path):
