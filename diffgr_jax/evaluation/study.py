@@ -3,7 +3,7 @@
     OUT/NAME/            the workdir of cell NAME, as `python -m diffgr_jax.main` leaves it
     OUT/NAME.log         what that command printed
     OUT/NAME/cell.json   what the cell is; a cell of this name that is another one is refused
-    OUT/study.json       all records' figures;  OUT/study.md  the table
+    OUT/study.json       all figures in one record;  OUT/study.md  the table
 
 A cell with results is not run again, a cell that was stopped goes on from its checkpoint, and one that fails does not
 keep the others from running. What is best is chosen on validation splits (`valid...`) and reported on all.
@@ -19,7 +19,7 @@ import sys
 from typing import Any
 
 from diffgr_jax.evaluation.rerank_study import rerank_tables
-from diffgr_jax.evaluation.retrieval import format_table, is_baseline
+from diffgr_jax.evaluation.retrieval import format_table, is_baseline, results_record, typed_command
 from diffgr_jax.parallel.preemption import EXIT_CODE
 
 
@@ -166,10 +166,34 @@ def best_on_validation(rows: Sequence[Mapping[str, object]], metric: str = "Hit@
   return max(runs, key=mean, default=None)
 
 
+def study_record(outcomes: Sequence[Outcome]) -> dict[str, object]:
+  """One record of all runs: a method is called `RUN: METHOD`, a baseline by its name alone, as the first run has it."""
+  metrics: dict[str, dict[str, Mapping[str, float]]] = {}
+  for outcome in outcomes:
+    for split, methods in (outcome.record or {"metrics": {}})["metrics"].items():
+      for method, figures in methods.items():
+        name = method if is_baseline(method) else f"{outcome.cell.name}: {method}"
+        metrics.setdefault(split, {}).setdefault(name, figures)
+  return results_record(
+    command=typed_command(),
+    status="measured",
+    seeds={
+      f"{outcome.cell.name}: {name}": seed
+      for outcome in outcomes
+      for name, seed in (outcome.record or {}).get("seeds", {}).items()
+    },
+    metrics=metrics,
+    settings={"runs": {one.cell.name: _setting(one) for one in outcomes}},
+  )
+
+
+def _setting(outcome: Outcome) -> Mapping[str, Any]:
+  return asdict(outcome.cell) | ({} if outcome.record else {"error": outcome.error})
+
+
 def write_study(outcomes: Sequence[Outcome], out: Path, against: str = "") -> str:
   """Writes study.json and study.md; returns what study.md says. `against`: what re-rankers are compared with."""
-  records = {outcome.cell.name: outcome.record or {"error": outcome.error} for outcome in outcomes}
-  (out / "study.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+  (out / "study.json").write_text(json.dumps(study_record(outcomes), indent=1) + "\n", encoding="utf-8")
   if any("stage" in (outcome.record or {}).get("settings", {}) for outcome in outcomes):
     text = rerank_tables({outcome.cell.name: outcome.record for outcome in outcomes}, out, against)
     (out / "study.md").write_text(text + "\n", encoding="utf-8")

@@ -71,6 +71,8 @@ class Plan:
   length: int  # tokens of a row, all streams of it
   canvas_length: int  # of them, positions that logits are asked for
   documents: int = 0
+  docid_levels: int = 0  # that the vocabulary has rows for
+  docid_codes: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def plan(config: Config, documents: int, step: str) -> Plan:
   rules = frozen_rules(config.rules if step == "train" else config.decode_rules)
   attention = kernel_for("tpu", config.compute_dtype) if config.attention == "auto" else config.attention
   model = dataclasses.replace(model, rules=rules, attention=attention)
-  return Plan(model, config.prompt_length + canvas_length, canvas_length, documents)
+  return Plan(model, config.prompt_length + canvas_length, canvas_length, documents, levels, size)
 
 
 def make_program(step: str, config: Config, job: Plan, mesh: Mesh) -> Program:
@@ -209,8 +211,8 @@ def _canvas_of(config: Config, job: Plan) -> tuple[CanvasDenoiser | CodeDenoiser
   canvas = CanvasDenoiser(job.model, Vocabulary.pad_id, slots=config.slot_embeddings, pattern=pattern_of(config))
   if not holds_codes(config):
     return canvas, Vocabulary.mask_id, job.model.vocab_size
-  size = config.docid_codes
-  first_code = job.model.vocab_size - config.docid_levels * size
+  size = job.docid_codes
+  first_code = job.model.vocab_size - job.docid_levels * size
   return CodeDenoiser(canvas, Vocabulary.mask_id, first_code, size), size, size + 1
 
 

@@ -72,8 +72,9 @@ class _Point:
 def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, metric: str = "Hit@1") -> Path:
   """Draws quality against speed, and writes the picture.
 
-  A colour for each record, a marker for each way of decoding (of one record: a colour for each). Ways that differ in
-  their numbers only, as steps and beams that are swept do, are joined by a thin line and bear their number.
+  A colour for each record (of a study: for each run), a marker for each way of decoding (of one record: a colour for
+  each). Ways that differ in their numbers only, as steps and beams that are swept do, are joined by a thin line and
+  bear their number.
 
   Args:
     records: by name (`read_records`).
@@ -92,13 +93,14 @@ def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, m
     raise ValueError(_nothing(records, split, f"{metric} and queries/s"))
   axes, figure = _axes(f"{metric} against speed, {split}")
   names, kinds = ([*dict.fromkeys(of)] for of in ((p.record for p in points), (p.kind for p in points)))
+  several = len(names) - ("" in names) > 1
   for name in names:
     for at, kind in enumerate(kinds):
       same = sorted((p for p in points if (p.record, p.kind) == (name, kind)), key=lambda p: _numbers(p.method))
       if not same:
         continue
-      colour = INK if not name else _colour(names.index(name) if len(records) > 1 else at)
-      label = ": ".join(filter(None, (name if len(records) > 1 else "", _described(same))))
+      colour = INK if not name else _colour(names.index(name) if several else at)
+      label = ": ".join(filter(None, (name if several else "", _described(same))))
       axes.scatter(
         [p.speed for p in same], [p.quality for p in same], s=60, marker=_MARKERS[at % len(_MARKERS)], color=colour,
         zorder=3, edgecolors="white", linewidths=0.6, clip_on=False, label=label,
@@ -119,9 +121,10 @@ def _speed_points(records: Mapping[str, Record], split: str, metric: str) -> lis
   for name, record in records.items():
     for method, figures in record["metrics"].get(split, {}).items():
       if metric in figures and "queries/s" in figures:
-        whose = "" if is_baseline(method) else name
+        run, _, own = method.rpartition(": ")  # of a study's record
+        whose = "" if is_baseline(method) else run or name
         canvases = figures.get("canvases", figures.get("forwards"))
-        points.setdefault((whose, method), _Point(whose, method, figures["queries/s"], figures[metric], canvases))
+        points.setdefault((whose, own), _Point(whose, own, figures["queries/s"], figures[metric], canvases))
   return list(points.values())
 
 

@@ -49,4 +49,6 @@ def test_the_study_writes_it(tmp_path):
   record = left(tmp_path, "sft", 30)
   text = write_study([Outcome(Cell("sft", "x"), record)], tmp_path)
   assert (tmp_path / "study.md").read_text() == text + "\n"
-  assert np.isclose(json.loads((tmp_path / "study.json").read_text())["sft"]["metrics"]["test"]["retriever"]["R@1"], 0)
+  written = json.loads((tmp_path / "study.json").read_text())["metrics"]["test"]
+  assert np.isclose(written["sft: retriever"]["R@1"], 0)
+  assert written["sft: block of sft"] == record["metrics"]["test"]["block of sft"]

@@ -19,10 +19,11 @@ A, B, C = (Cell(name, f"configs/{name}.py:steps=1", {"seed": 3, "splits": ("x", 
 def record(valid, test):
   row = lambda hit: {"Hit@1": hit, "queries/s": 10.4, "canvases": 2.0}
   return {
+    "seeds": {"training": 5},
     "metrics": {
       "valid": {"BM25": row(0.9), "one-pass": row(valid), "free": row(valid / 2)},
       "test": {"BM25": row(0.8), "one-pass": row(test), "free": row(test / 2)},
-    }
+    },
   }
 
 
@@ -49,7 +50,16 @@ def test_a_failed_cell_is_named_and_the_others_run(tmp_path):
   text = write_study(outcomes, tmp_path)
   assert "failed: error: no such folder" in text
   assert (tmp_path / "study.md").read_text() == text + "\n"
-  assert list(json.loads((tmp_path / "study.json").read_text())) == ["a", "b", "c"]
+  written = json.loads((tmp_path / "study.json").read_text())
+  of_run = [f"{run}: {method}" for run in "ac" for method in ("one-pass", "free")]
+  assert list(written["metrics"]["test"]) == ["BM25", *of_run]  # a baseline once
+  assert written["metrics"]["test"]["c: one-pass"]["Hit@1"] == pytest.approx(0.7)
+  assert written["seeds"] == {"a: training": 5, "c: training": 5}
+  assert written["settings"]["runs"]["b"] == {
+    "name": "b", "config": "configs/b.py:steps=1", "fields": {"seed": 3, "splits": ["x", "y"]},
+    "error": "error: no such folder",
+  }  # fmt: skip
+  assert "error" not in written["settings"]["runs"]["a"]
 
 
 def test_what_has_results_is_not_run_again(tmp_path):

@@ -121,7 +121,10 @@ def test_levels_come_from_the_index_where_its_file_is(tiny, tmp_path):
     tiny.update(
       docid="codes", docid_index=str(tmp_path / "codes.npz"), docid_levels=0, docid_codes=0, ce_chunk=0, code_head=True
     )  # fmt: skip
-  model = plan(tiny, 9, "train").model
+  job = plan(tiny, 40, "one_pass")
+  program, model = make_program("one_pass", tiny, job, make_mesh(tiny.mesh.to_dict())), job.model
+  memory = memory_of(program, aot.compile_for(program.lower), CHIPS["v5e"])
+  assert memory.held["DocID index"] >= 40 * 6 * (4 + 1) / 2  # codes and what is scored, over the axis tensor
   assert (model.code_levels, model.code_size, model.word_levels) == (6, 8, 2)
   assert model.word_rows == (len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + pieces)
 

@@ -46,6 +46,15 @@ def test_a_point_for_each_method_and_the_frontier_of_them(drawn, tmp_path):
   assert [text.get_text() for text in axes.get_legend().get_texts()] == ["BM25", "a: ours", "a: slow", "b: ours"]
 
 
+def test_the_runs_of_a_study_are_told_apart(drawn, tmp_path):
+  study = record(**{"BM25": (0.3, 500.0), "a: one-pass": (0.5, 40.0), "a: beam 9": (0.6, 4.0), "b: beam 9": (0.4, 5.0)})
+  quality.draw_speed({"study": study}, tmp_path / "speed.png", split="valid")
+  legend = drawn["axes"].get_legend()
+  assert [text.get_text() for text in legend.get_texts()] == ["BM25", "a: one-pass", "a: beam 9", "b: beam 9"]
+  colours = [tuple(points.get_facecolor()[0]) for points in drawn["axes"].collections]
+  assert colours[1] == colours[2] != colours[3]
+
+
 def test_a_sweep_is_one_line_whose_points_bear_what_was_swept(drawn, tmp_path):
   names = ("top-k, 8 steps, beam 4", "top-k, 2 steps, beam 4", "top-k, 16 steps, beam 4", "match 100")
   run = record(**dict(zip(names, ((0.5, 4.0), (0.4, 9.0), (0.6, 2.0), (0.3, 30.0)), strict=True)))
