@@ -37,6 +37,7 @@ from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.parallel.rules import constrain, partition_spec, split_of
 
 _TILES = (512, 256, 128)  # rows and columns of a tile: the largest that divides the sequence
+_BEHIND_PROMPT = ("prefix", "prefix_causal")  # patterns that no kernel serves: their canvases are short
 _PAD_SEGMENT = -1  # of the positions that fill a sequence up to whole tiles
 
 Mix = Callable[[Array, Array, Array], Array]  # queries, keys, values -> outputs
@@ -67,12 +68,11 @@ def attention_of(
   """
   kind = config.attention
   in_blocks = pattern in ("block_causal", "two_stream") and block_size > 1
-  behind_prompt = pattern in ("prefix", "prefix_causal")
   if kind == "auto":
-    kind = kernel_for(jax.default_backend(), config.compute_dtype)
-    kind = "reference" if kind == "splash" and (behind_prompt or (in_blocks and not aligned)) else kind
+    kind = kernel_for(jax.default_backend(), config.compute_dtype, pattern)
+    kind = "reference" if kind == "splash" and in_blocks and not aligned else kind
   if kind == "splash":
-    if behind_prompt:
+    if pattern in _BEHIND_PROMPT:
       raise ValueError(f"model.attention 'splash' does not serve {pattern}, whose canvases are short: take 'reference'")
     if in_blocks and not aligned:
       raise ValueError(
@@ -95,10 +95,10 @@ def attention_of(
   return functools.partial(attend, mask=mask)
 
 
-def kernel_for(platform: str, compute_dtype: str) -> str:
+def kernel_for(platform: str, compute_dtype: str, pattern: str) -> str:
   """What `auto` means on a platform of JAX: tpu, gpu (also cuda) or cpu."""
   if platform == "tpu":
-    return "splash"
+    return "reference" if pattern in _BEHIND_PROMPT else "splash"
   return "flash" if platform in ("gpu", "cuda") and compute_dtype == "bfloat16" else "reference"
 
 

@@ -116,7 +116,9 @@ def plan(config: Config, documents: int, step: str) -> Plan:
     model = dataclasses.replace(model, code_levels=levels, code_size=size, first_pass=config.first_pass)
   model = dataclasses.replace(model, param_dtype=config.param_dtype)
   rules = frozen_rules(config.rules if step == "train" else config.decode_rules)
-  attention = kernel_for("tpu", config.compute_dtype) if config.attention == "auto" else config.attention
+  attention = config.attention
+  if attention == "auto":
+    attention = kernel_for("tpu", config.compute_dtype, pattern_of(config))
   model = dataclasses.replace(model, rules=rules, attention=attention)
   return Plan(model, config.prompt_length + canvas_length, canvas_length, documents, levels, size)
 

@@ -55,7 +55,7 @@ def plan_rerank(config: Config, step: str) -> Plan:
     model = transformer_config(config, rows(config.vocab_size), canvas_length=1)
   converted = _in_blocks(config)
   rules = frozen_rules(config.rules if step == "train" else config.decode_rules)
-  attention = kernel_for("tpu", config.compute_dtype) if config.attention == "auto" else config.attention
+  attention = kernel_for("tpu", config.compute_dtype, model.pattern) if config.attention == "auto" else config.attention
   if attention == "splash" and converted and not config.whole_stream:
     attention = "reference"  # as `auto` has it there
   model = dataclasses.replace(

@@ -99,6 +99,8 @@ def test_a_code_head_is_planned_with_what_one_pass_reads(tiny, step):
   assert (job.model.code_levels, job.model.code_size, job.canvas_length) == (4, 8, 4)
   program = make_program(step, tiny, job, mesh)
   assert memory_of(program, aot.compile_for(program.lower), CHIPS["v5e"]).fits
+  tiny.attention = "auto"
+  assert plan(tiny, 9, step).model.attention == "reference"  # as the job itself takes it for this pattern
   alone = unread_canvas_flops(job.model, 1, 12, 4)
   read = forward_flops(job.model, 1, 16, "prefix", logits_positions=4)
   assert program.flops == {"train": 3 * (12 * alone + 4 * read), "one_pass": 8 * alone, "canvas": 8 * read}[step]
