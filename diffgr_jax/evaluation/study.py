@@ -87,7 +87,8 @@ def run_command(cell: Cell, out: Path) -> int:
       children.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
       if told:  # before there was a child
         children[0].terminate()
-      return children[0].wait()
+      code = children[0].wait()
+      return EXIT_CODE if told else code  # it may have been done before it heard
     finally:
       signal.signal(signal.SIGTERM, before)
 
@@ -110,12 +111,12 @@ def run_cells(cells: Sequence[Cell], out: Path, run: Callable[[Cell, Path], int]
     results, code = out / cell.name / "results.json", 0
     if not results.exists():
       code = run(cell, out)
-    if code in _TOLD and not results.exists():
-      raise InterruptedError(f"told to leave in cell {cell.name}, which is saved: start again with the same --out")
     if results.exists():
       yield Outcome(cell, json.loads(results.read_text(encoding="utf-8")))
-    else:
+    elif code not in _TOLD:
       yield Outcome(cell, None, _last_line(out / f"{cell.name}.log") or f"exit code {code}")
+    if code in _TOLD:
+      raise InterruptedError(f"told to leave in cell {cell.name}, which is saved: start again with the same --out")
 
 
 def _claim(cell: Cell, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ import ml_collections
 from ml_collections import config_flags
 import pytest
 
+from diffgr_jax.evaluation import study
 from diffgr_jax.evaluation.study import Cell, best_on_validation, cells_of, run_cells, table_rows, write_study
 
 A, B, C = (Cell(name, f"configs/{name}.py:steps=1", {"seed": 3, "splits": ("x", "y")}) for name in "abc")
@@ -30,14 +32,14 @@ def record(valid, test):
 class Runner:
   """Writes results, or fails, or is told to leave, by a cell's name."""
 
-  def __init__(self, **codes):
-    self.codes, self.ran = codes, []
+  def __init__(self, done="", **codes):
+    self.codes, self.done, self.ran = codes, done, []
 
   def __call__(self, cell, out):
     self.ran.append(cell.name)
     code = self.codes.get(cell.name, 0)
     (out / f"{cell.name}.log").write_text("began\nerror: no such folder\n\n")
-    if code == 0:
+    if code == 0 or cell.name in self.done:
       hit = 0.1 + 0.1 * "abc".index(cell.name)
       (out / cell.name / "results.json").write_text(json.dumps(record(hit, 1 - hit)))
     return code
@@ -72,7 +74,7 @@ def test_what_has_results_is_not_run_again(tmp_path):
 
 def test_told_to_leave_while_a_cell_runs_a_study_tells_the_cell(tmp_path):
   """The cell's process is in its imports, and does not save yet."""
-  study = textwrap.dedent("""
+  program = textwrap.dedent("""
     import os, sys
     from pathlib import Path
     from diffgr_jax.evaluation import study
@@ -88,7 +90,7 @@ def test_told_to_leave_while_a_cell_runs_a_study_tells_the_cell(tmp_path):
     except InterruptedError as told:
       print(told, flush=True)
   """)
-  with subprocess.Popen([sys.executable, "-c", study, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
     assert process.stdout is not None
     child = int(process.stdout.readline())
     process.terminate()
@@ -102,6 +104,29 @@ def test_a_cell_that_was_told_to_leave_ends_the_study(tmp_path):
   with pytest.raises(InterruptedError, match="cell b, which is saved"):
     list(run_cells([A, B, C], tmp_path, runner))
   assert runner.ran == ["a", "b"]
+
+
+def test_told_to_leave_when_a_cell_is_done_a_study_ends_behind_it(tmp_path):
+  runner, outcomes = Runner(done="b", b=75), []
+  with pytest.raises(InterruptedError, match="cell b, which is saved"):
+    outcomes.extend(run_cells([A, B, C], tmp_path, runner))
+  assert runner.ran == ["a", "b"]
+  again = Runner()
+  assert all(outcome.record for outcome in run_cells([A, B, C], tmp_path, again))
+  assert again.ran == ["c"]
+
+
+def test_a_command_that_was_done_before_it_heard_counts_as_told(tmp_path, monkeypatch):
+  monkeypatch.setattr(study.sys, "executable", "/bin/true")
+
+  class Finishing(subprocess.Popen):
+    def wait(self, timeout=None):
+      code = super().wait(timeout)
+      os.kill(os.getpid(), signal.SIGTERM)
+      return code
+
+  monkeypatch.setattr(study.subprocess, "Popen", Finishing)
+  assert study.run_command(A, tmp_path) == 75
 
 
 def test_a_workdir_of_another_cell_is_refused_before_anything_runs(tmp_path):
