@@ -120,7 +120,7 @@ class Retriever(_Trained):
   def retrieve(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
     """The best documents of each query: by one-pass scores, or an autoregressive run's beam search of width k."""
     asked = Asked(self.run, self.params, self.run.index)
-    decoding = Beam(k) if self.run.autoregressive else OnePass(self.run.config.prior_weight)
+    decoding = Beam(k, self.run.renormalises) if self.run.autoregressive else OnePass(self.run.config.prior_weight)
     k, found = min(k, len(self.run.index.doc_ids)), []
     for begin in range(0, len(queries), _TOGETHER):
       texts = [*queries[begin : begin + _TOGETHER]]

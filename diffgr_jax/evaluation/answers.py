@@ -112,7 +112,7 @@ class TopK:
 @dataclass(frozen=True)
 class Beam:
   width: int
-  renormalise: bool = True  # probabilities over the DocIDs that exist
+  renormalise: bool  # probabilities over the DocIDs that exist
 
   def answer(self, asked, prompts, seeds):
     del seeds

@@ -110,7 +110,7 @@ def quick_metrics(run: Run, params: Any, collection: Collection, limit: int = 51
     return {}
   method = Method("one-pass", OnePass(run.config.prior_weight))
   if run.autoregressive:
-    method = Method("beam", Beam(int(max(run.config.beam_widths))))
+    method = Method("beam", Beam(int(max(run.config.beam_widths)), run.renormalises))
   figures, _ = evaluate_method(run, params, method, judge(queries, run.index), run.index)
   return {f"valid {name}": figures[name] for name in ("Hit@1", "MRR@100")}
 

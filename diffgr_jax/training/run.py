@@ -107,6 +107,11 @@ class Run:
   def autoregressive(self) -> bool:
     return self.config.paradigm == AUTOREGRESSIVE
 
+  @property
+  def renormalises(self) -> bool:
+    """How a beam is scored where one kind of score is asked for: the first of `config.beam_scores`."""
+    return self.config.beam_scores[0] == "renormalised"
+
   # What a canvas may hold: tokens of the vocabulary, or the codes of each level with MASK behind them.
 
   @property

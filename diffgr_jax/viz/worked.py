@@ -144,9 +144,8 @@ def answer_by_beams(run: Run, params: Any, query: str, *, top: int = 10, console
   prompt = jnp.asarray(encode_prompts([query], run.vocab, run.config.prompt_length))
   trie, width = build_trie(run.index), min(top, len(run.index.doc_ids))
   valid = prompt != run.vocab.pad_id
-  beams = decode_beams(
-    params, prompt, valid, run.banned, trie, config=run.model, width=width, renormalise=True, codes=run.codes
-  )
+  how: dict[str, Any] = dict(config=run.model, width=width, renormalise=run.renormalises, codes=run.codes)
+  beams = decode_beams(params, prompt, valid, run.banned, trie, **how)
   found = [int(document) for document in np.asarray(beams.document)[0] if document >= 0]
   scores = np.asarray(beams.score)[0, : len(found)].tolist()
   ids, titles = ([names[at] for at in found] for names in (run.index.doc_ids, run.index.titles))

@@ -218,6 +218,8 @@ def test_a_rival_is_asked_by_each_width_and_kind_of_score(untrained):
   run = with_config(untrained[0], paradigm="autoregressive", beam_widths=(1, 5), beam_scores=("renormalised", "plain"))
   asked = {m.name: (m.decoding.width, m.decoding.renormalise) for m in methods_of(run) if isinstance(m.decoding, Beam)}
   assert asked == {"beam 1": (1, True), "beam 5": (5, True), "beam 1, plain": (1, False), "beam 5, plain": (5, False)}
+  assert run.renormalises  # where one kind is asked for, it is the first
+  assert not with_config(run, beam_scores=("plain", "renormalised")).renormalises
 
 
 def test_every_decoding_has_a_name_of_its_own(untrained):
