@@ -193,7 +193,7 @@ RECIPES: dict[str, Recipe] = {
     "docs/docid.md",
     ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
      _main(f"docid/autoregressive.py:index={W}/rq.npz,path={{data}}/gqwiki", "gqwiki_ar_codes",
-           "--config.batch_size=128 --config.learning_rate=3e-4")),
+           "--config.batch_size=128 --config.learning_rate=3e-4 \"--config.beam_scores=('renormalised',)\"")),
     f"{W}/gqwiki_ar_codes/results.json", 10, _both("test", "beam 100", "Hit@1"), machine="H100",
   ),
   "gqwiki_product_decodings": Recipe(

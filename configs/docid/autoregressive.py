@@ -3,7 +3,8 @@
 `--config=configs/docid/autoregressive.py:path=DIR[,index=FILE.npz][,steps=N]`; with an index on its learned DocIDs,
 else on titles. The same backbone, data and mixture as the diffusion retriever's; the query is read in both directions,
 as an encoder-decoder would, and only the DocID is causal. The recipe is what arXiv 2610.08716 found best for this
-paradigm (weight decay 0.01, linear decay, label smoothing 0.1), with a lower rate; not yet swept.
+paradigm (weight decay 0.01, linear decay, label smoothing 0.1), with a lower rate; how beams are scored was chosen on
+gqwiki's validation questions (docs/docid_study.md).
 """
 
 import ml_collections
@@ -30,6 +31,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.label_smoothing = 0.1
   config.batch_size = 32
   config.beam_widths = (1, 10, 100)
+  # Codes are all as long and named after two or three; of titles plain scores prefer short ones (docs/docid_study.md).
+  config.beam_scores = ("plain",) if index else ("renormalised",)
   config.eval_every = 0
   config.checkpoint_every = 200
   config.log_every = 20
