@@ -149,7 +149,7 @@ def table_rows(outcomes: Sequence[Outcome], metric: str = "Hit@1") -> list[dict[
       rows.append(
         {"run": "" if baseline else outcome.cell.name, "decoding": method}
         | {f"{split} {metric}": own.get(metric) for split, own in figures.items()}
-        | {"canvases": first.get("canvases"), "queries/s": round(first["queries/s"])}
+        | {"canvases": first.get("canvases"), "queries/s": f"{first['queries/s']:.3g}"}
       )
     if not outcome.record:
       rows.append({"run": outcome.cell.name, "decoding": f"failed: {outcome.error}"})

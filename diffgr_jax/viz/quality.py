@@ -69,7 +69,9 @@ class _Point:
     return _NUMBER.sub("#", self.method)
 
 
-def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, metric: str = "Hit@1") -> Path:
+def draw_speed(
+  records: Mapping[str, Record], path: str | Path, *, split: str, metric: str = "Hit@1", only: Sequence[str] = ()
+) -> Path:
   """Draws quality against speed, and writes the picture.
 
   A colour for each record (of a study: for each run), a marker for each way of decoding (of one record: a colour for
@@ -81,9 +83,10 @@ def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, m
     path: of the PNG.
     split: whose figures are drawn; records without it are left out.
     metric: on the vertical axis; methods without it are left out.
+    only: names of records, or of a study's runs, that are drawn beside the baselines; (): all.
 
   Raises:
-    ValueError: no record has that figure, or they are of several machines.
+    ValueError: no record has that figure, a name is of none, or they are of several machines.
   """
   machines = {json.dumps(record["machine"], sort_keys=True) for record in records.values()}
   if len(machines) > 1:
@@ -91,6 +94,9 @@ def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, m
   points = _speed_points(records, split, metric)
   if not points:
     raise ValueError(_nothing(records, split, f"{metric} and queries/s"))
+  if unknown := sorted(set(only) - {p.record for p in points}):
+    raise ValueError(f"--only={unknown[0]}: there are {', '.join(dict.fromkeys(p.record for p in points if p.record))}")
+  points = [p for p in points if not only or p.record in ("", *only)]
   axes, figure = _axes(f"{metric} against speed, {split}")
   names, kinds = ([*dict.fromkeys(of)] for of in ((p.record for p in points), (p.kind for p in points)))
   several = len(names) - ("" in names) > 1
@@ -112,6 +118,7 @@ def draw_speed(records: Mapping[str, Record], path: str | Path, *, split: str, m
   best = _frontier([(p.speed, p.quality) for p in points])
   axes.plot(*zip(*best, strict=True), color=FAINT, linewidth=1.5, zorder=1)
   axes.set(xscale="log", xlabel="queries per second", ylabel=metric)
+  figure.set_figheight(max(5.0, 0.21 * len(axes.collections)))  # room for the legend
   return _write(figure, axes, path)
 
 
@@ -143,7 +150,8 @@ def _swept(points: Sequence[_Point]) -> list[str]:
 
 def _described(points: Sequence[_Point]) -> str:
   """Methods of one kind in one entry: `top-k, 1 to 8 steps, beam 8, 1 to 57 canvases`."""
-  spread = lambda values: " to ".join(f"{v:.3g}" for v in dict.fromkeys((min(values), max(values))))
+  show = lambda value: f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+  spread = lambda values: " to ".join(map(show, dict.fromkeys((min(values), max(values)))))
   columns = zip(*(_numbers(p.method) for p in points), strict=True)
   said = points[0].kind.replace("#", "{}").format(*map(spread, columns))
   canvases = [p.canvases for p in points if p.canvases is not None]

@@ -53,6 +53,10 @@ def test_the_runs_of_a_study_are_told_apart(drawn, tmp_path):
   assert [text.get_text() for text in legend.get_texts()] == ["BM25", "a: one-pass", "a: beam 9", "b: beam 9"]
   colours = [tuple(points.get_facecolor()[0]) for points in drawn["axes"].collections]
   assert colours[1] == colours[2] != colours[3]
+  quality.draw_speed({"study": study}, tmp_path / "speed.png", split="valid", only=("a",))
+  assert [text.get_text() for text in drawn["axes"].get_legend().get_texts()] == ["BM25", "one-pass", "beam 9"]
+  with pytest.raises(ValueError, match="--only=c: there are a, b"):
+    quality.draw_speed({"study": study}, tmp_path / "speed.png", split="valid", only=("c",))
 
 
 def test_a_sweep_is_one_line_whose_points_bear_what_was_swept(drawn, tmp_path):
