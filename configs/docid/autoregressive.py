@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.label_smoothing = 0.1
   config.batch_size = 32
   config.beam_widths = (1, 10, 100)
-  # Codes are all as long and named after two or three; of titles plain scores prefer short ones (docs/docid_study.md).
+  # Two or three codes tell documents apart, and renormalised the others would say nothing (docs/docid_study.md).
   config.beam_scores = ("plain",) if index else ("renormalised",)
   config.eval_every = 0
   config.checkpoint_every = 200
