@@ -1,5 +1,7 @@
 """Pseudo beam search against canvases decoded one by one."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,8 +44,12 @@ def test_canvases_begin_with_the_likeliest_tokens_that_exist(toy, policy):
   index = map(jnp.asarray, (codes, scored, banned))
   scores = np.asarray(one_pass_scores(params, jnp.asarray(prompt), *index, denoise=toy.denoise, mask_id=toy.mask))
   empty = np.full((4, toy.length), toy.mask, np.int32)
-  first = decode_canvas(params, prompt, empty, seeds, banned, codes=codes, **how)
-  place = np.asarray(first.step_map).argmin(axis=1)  # the position that the first pass commits
+  # Filling all that a first token decides, which one document may be alone in having, would hide where it stands.
+  one_each = replace(how["options"], finish_when_unique=False)
+  state = decode_canvas(params, prompt, empty, seeds, banned, codes=codes, **how | {"options": one_each})
+  first = np.asarray(state.step_map)
+  assert ((first == 0).sum(axis=1) == 1).all()
+  place = first.argmin(axis=1)  # the position that the first pass commits
   logits = np.asarray(toy.denoise(params, jnp.asarray(prompt), jnp.asarray(empty)))
   for row in range(4):
     at = place[row]
