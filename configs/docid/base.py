@@ -137,7 +137,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.weight_decay = 0.01  # decoupled, of kernels and embeddings
   config.clip_norm = 1.0  # largest norm of a step's gradient
   config.embedding_rate = 1.0  # share of the learning rate for the token embeddings; 0: they stay as they start
-  config.head_rate = 1.0  # the same for the centroids and rows of a code head
+  config.head_rate = 1.0  # the same for the centroids of a code head
+  config.row_rate = 1.0  # the same for its rows, by which the canvas speaks
 
   # Devices: sizes of the mesh axes replica, data, fsdp, tensor, sequence; -1 is what is left.
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # sizes of its axes

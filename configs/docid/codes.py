@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.spare_unasked = True
   config.learning_rate = 1e-4
   config.head_rate = 0.01  # at the full rate a short training spoils what the centroids know (docs/experiments.md)
+  config.row_rate = 0.01
   config.warmup_steps = min(50, config.steps // 10)
   config.batch_size = 128
   config.first_pass = "prompt"  # one pass does not read the canvas: cheaper to train and to ask, and no worse

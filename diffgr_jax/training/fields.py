@@ -33,7 +33,7 @@ _TRAINING = FieldRules(
     "keep_checkpoints": 1, "ce_chunk": 0, "weight_decay": 0, "lora_rank": 0, "keep_every": 0, "keep_best": 0,
   },
   above_zero=("learning_rate", "clip_norm", "rope_theta"),
-  shares=("b1", "b2", "final_lr_fraction", "embedding_rate", "head_rate"),
+  shares=("b1", "b2", "final_lr_fraction", "embedding_rate", "head_rate", "row_rate"),
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """AdamW or Muon with warm-up, a decay, and clipping by the global norm (optax)."""
 
+import functools
 from typing import Any
 
 import jax
@@ -43,6 +44,7 @@ def make_optimizer(
   clip_norm: float,
   embedding_rate: float = 1.0,
   head_rate: float = 1.0,
+  row_rate: float = 1.0,
   name: str = "adamw",
 ) -> optax.GradientTransformation:
   """Clips the gradient's global norm, then AdamW; matrices and tables decay, norms and biases do not.
@@ -53,9 +55,10 @@ def make_optimizer(
   `embedding_rate` is the share of the learning rate that the token embeddings get. Every row of a tied table has a
   gradient at every step, if a tiny one (its share of the softmax), and Adam's step does not know how tiny: at the full
   rate the rows of words that no DocID holds, which queries are read by, drift as fast as those that are learned.
-  `head_rate` is that of a code head's centroids and rows (models/code_head.py), for the same reason and one more: a
-  centroid of 64 parts of a vector of 384 numbers has numbers of about .006, and few steps of 1e-4 are much of that
-  (docs/experiments.md).
+  `head_rate` is that of a code head's centroids (models/code_head.py), for the same reason and one more: a centroid of
+  64 parts of a vector of 384 numbers has numbers of about .006, and few steps of 1e-4 are much of that
+  (docs/experiments.md). `row_rate` is that of its rows, which start at zero: where they are slow, the canvas says
+  nothing for as long.
 
   Raises:
     ValueError: an unknown name.
@@ -79,8 +82,9 @@ def make_optimizer(
     steps[1] = optax.partition({"muon": muon, "adamw": adamw}, _muon_or_adamw)
   if embedding_rate != 1.0:
     steps.append(optax.masked(optax.scale(embedding_rate), _is_token_table))
-  if head_rate != 1.0:
-    steps.append(optax.masked(optax.scale(head_rate), _is_code))
+  for table, rate in (("centroids", head_rate), ("rows", row_rate)):
+    if rate != 1.0:
+      steps.append(optax.masked(optax.scale(rate), functools.partial(_is_code, table=table)))
   return optax.chain(*steps)
 
 
@@ -101,6 +105,7 @@ def optimizer_of(config: Any) -> tuple[optax.GradientTransformation, optax.Sched
     clip_norm=config.clip_norm,
     embedding_rate=config.embedding_rate,
     head_rate=config.get("head_rate", 1.0),  # re-rankers have no such head
+    row_rate=config.get("row_rate", config.get("head_rate", 1.0)),  # older runs have one rate for both
     name=config.optimizer,
   )
   return optimizer, schedule
@@ -110,8 +115,8 @@ def _is_token_table(params):
   return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "embed", params)
 
 
-def _is_code(params):
-  of_code = lambda path: path[0].key == "code_head" and path[-1].key in ("centroids", "rows")
+def _is_code(params, table):
+  of_code = lambda path: path[0].key == "code_head" and path[-1].key == table
   return jax.tree_util.tree_map_with_path(lambda path, _: of_code(path), params)
 
 

@@ -49,16 +49,16 @@ def test_token_embeddings_may_move_at_a_share_of_the_rate(rate):
   np.testing.assert_allclose(updates["embed"]["embedding"], -0.1 * rate * np.ones((3, 2)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
-def test_a_code_heads_tables_may_move_at_a_share_of_the_rate_and_its_terms_do_not(rate):
+@pytest.mark.parametrize("rates", [(0.0, 0.1), (0.1, 1.0), (1.0, 0.0)])
+def test_a_code_heads_tables_may_move_at_shares_of_the_rate_and_its_terms_do_not(rates):
   options = dict(b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1e9)
-  optimizer = make_optimizer(lambda _: 0.1, **options, head_rate=rate)
+  optimizer = make_optimizer(lambda _: 0.1, **options, head_rate=rates[0], row_rate=rates[1])
+  shares = dict(zip(("centroids", "rows"), rates, strict=True))
   head = {name: jnp.ones((3, 2)) for name in ("centroids", "rows", "terms", "scale")}
   params = {"code_head": head, "blocks": {"rows": jnp.ones((3, 2))}}
   updates, _ = optimizer.update(params, optimizer.init(params), params)
   for name, update in updates["code_head"].items():
-    share = rate if name in ("centroids", "rows") else 1.0
-    np.testing.assert_allclose(update, -0.1 * share * np.ones((3, 2)), rtol=1e-4)
+    np.testing.assert_allclose(update, -0.1 * shares.get(name, 1.0) * np.ones((3, 2)), rtol=1e-4)
   np.testing.assert_allclose(updates["blocks"]["rows"], -0.1 * np.ones((3, 2)), rtol=1e-4)
 
 
