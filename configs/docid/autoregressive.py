@@ -23,8 +23,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.document_weight = 0.0
   config.prior_weight = 0.0
   config.prompt_length = 24
+  # On codes the head starts as retrieval by quantised vectors. Its centroids stay near them, its rows learn what the
+  # codes before say, and each level has a softmax of its own, which a scale of 20 leaves nearly flat.
+  config.code_head = bool(index)
+  config.code_scale = 40.0
+  config.head_rate = 0.01
+  config.start_share = 0.45 if index else 0.0
   config.mixture = ml_collections.ConfigDict({"indexing": 0.2, "queries": 0.4, "pseudo": 0.4})
-  config.learning_rate = 3e-4
+  config.learning_rate = 1e-3 if index else 3e-4
   config.lr_decay = "linear"
   config.warmup_steps = min(50, config.steps // 10)
   config.weight_decay = 0.01

@@ -98,6 +98,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.slot_embeddings = True  # a learned vector for each place of the DocID; False for pretrained models
   config.pattern = "bidirectional"  # bidirectional | prefix (the prompt does not see the canvas)
   config.code_head = False  # docid codes, start pretrained: one-pass scoring starts as retrieval by quantised vectors
+  config.code_scale = 20.0  # what a code head multiplies cosines by at its start; sentence encoders learn by about 20
   # What one pass reads: canvas (prompt and masks) | prompt (a code head's canvas counts once something is visible)
   config.first_pass = "canvas"
   config.rope_theta = 10_000.0  # base of the rotary position embedding

@@ -44,9 +44,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   diffusion = one_pass | {"decodings": _ALL, "chain_steps": 4, "chain_candidates": 10}
   reads_canvas = {"first_pass": "canvas"}
   asked = watch | {"beam_scores": ("renormalised", "plain")}
+  no_head = {"code_head": False, "start_share": 0.0}
   # 64 codes of ten beams are 631 tokens a question, of a hundred 6,301: too many for the width to be tried.
-  beams = asked | {"code_head": True, "start_share": 0.45}
-  narrow = beams | {"beam_widths": (1, 10)}
+  narrow = asked | {"beam_widths": (1, 10)}
 
   config = ml_collections.ConfigDict()
   config.cells = ml_collections.ConfigDict(
@@ -67,11 +67,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ("product_less_diffusion", masked + product, one_pass | {"learning_rate": 1e-4, "diffusion_weight": 0.2}),
         # The rival; on codes with a code head as the diffusion model has, and without.
         ("rival_titles", rival + common, asked | {"learning_rate": 3e-4}),
-        ("rival_codes_no_head", rival + codes, asked | {"learning_rate": 3e-4}),
-        ("rival_codes", rival + codes, beams | {"learning_rate": 3e-4, "head_rate": 0.01}),
-        ("rival_codes_full_head", rival + codes, beams | {"learning_rate": 3e-4}),
-        ("rival_product", rival + product, narrow | {"learning_rate": 1e-4, "head_rate": 0.01}),
-        ("rival_product_full_head", rival + product, narrow | {"learning_rate": 1e-4}),
+        ("rival_codes", rival + codes, asked | {"learning_rate": 1e-3}),
+        ("rival_codes_full_head", rival + codes, asked | {"learning_rate": 1e-3, "head_rate": 1.0}),
+        ("rival_codes_no_head", rival + codes, asked | no_head | {"learning_rate": 3e-4}),
+        ("rival_product", rival + product, narrow | {"learning_rate": 1e-4}),
+        ("rival_product_full_head", rival + product, narrow | {"learning_rate": 1e-4, "head_rate": 1.0}),
       )
     }
   )

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.training.checkpoint import restore_params
-from diffgr_jax.training.options import CODES
+from diffgr_jax.training.options import CODES, head_scale
 from diffgr_jax.training.run import CODES_FILE, Run
 from diffgr_jax.training.start import pretrained_folder, start_at_pretrained
 
@@ -45,7 +45,7 @@ def average_with_start(run: Run, params: Params) -> Params:
     run.docid_tokens,
     jax.tree.map(lambda leaf: leaf.sharding, params),
     codes,
-    run.config.code_head,
+    head_scale(run.config),
   )
   return _average(params, start, jnp.float32(run.config.start_share))
 

@@ -48,7 +48,7 @@ _RULES = FieldRules(
     "beam_canvases": 1, "chain_candidates": 1, "chain_steps": 0, "dataset_words": 0, "dataset_limit": 0,
     "relevant_grade": 1, "eval_limit": 0, "document_negatives": 0,
   },
-  above_zero=("temperature",),
+  above_zero=("temperature", "code_scale"),
   shares=("all_masked_fraction", "label_smoothing", "start_share"),
 )  # fmt: skip
 
@@ -191,6 +191,11 @@ def check_mesh(config: Config, model: TransformerConfig, canvas_length: int, mes
 def holds_codes(config: Config) -> bool:
   """Whether a canvas holds codes themselves. The rival's are tokens of the vocabulary, unless it has a code head."""
   return config.docid == CODES and (config.paradigm != AUTOREGRESSIVE or config.code_head)
+
+
+def head_scale(config: Config) -> float:
+  """What a code head multiplies cosines by at its start; 0: the run has no such head."""
+  return config.code_scale if config.code_head else 0.0
 
 
 def pattern_of(config: Config) -> str:

