@@ -61,14 +61,15 @@ def test_every_cell_of_the_study_is_a_run_that_is_accepted():
     "path=here,codes=c.npz,product=p.npz,steps=7,batch=16"
   )
   cells = cells_of(study)
-  assert len(cells) == len({cell.name for cell in cells}) == 16
+  assert len(cells) == len({cell.name for cell in cells}) == 18
   for cell in cells:
     file, _, arguments = cell.config.partition(":")
     config = importlib.import_module(file.removesuffix(".py").replace("/", ".")).get_config(arguments)
     with config.unlocked():
       config.update(cell.fields)
     check_config(config)
-    assert (config.steps, config.batch_size, config.dataset_path) == (7, 16, "here")
+    steps = 1 if cell.name.endswith("_start") else 7
+    assert (config.steps, config.batch_size, config.dataset_path) == (steps, 16, "here")
   with pytest.raises(ValueError, match=r"a study needs path"):
     importlib.import_module("configs.docid.study").get_config("path=here")
 

@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   one_pass = watch | {"decodings": ("one_pass",), "dense": ""}
   diffusion = one_pass | {"decodings": _ALL, "chain_steps": 4, "chain_candidates": 10}
   reads_canvas = {"first_pass": "canvas"}
+  untrained = {"steps": 1, "warmup_steps": 0, "start_share": 1.0}
   asked = watch | {"beam_scores": ("renormalised", "plain")}
   no_head = {"code_head": False, "start_share": 0.0}
   # 64 codes of ten beams are 631 tokens a question, of a hundred 6,301: too many for the width to be tried.
@@ -65,6 +66,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ("product_canvas", masked + product, one_pass | reads_canvas | {"learning_rate": 1e-4}),
         ("product_full_head", masked + product, one_pass | {"learning_rate": 1e-4, "head_rate": 1.0}),
         ("product_less_diffusion", masked + product, one_pass | {"learning_rate": 1e-4, "diffusion_weight": 0.2}),
+        # What both paradigms begin with on codes: retrieval by quantised vectors, nothing trained.
+        ("codes_start", masked + codes, one_pass | untrained),
+        ("product_start", masked + product, one_pass | untrained),
         # The rival; on codes with a code head as the diffusion model has, and without.
         ("rival_titles", rival + common, asked | {"learning_rate": 3e-4}),
         ("rival_codes", rival + codes, asked | {"learning_rate": 1e-3}),
