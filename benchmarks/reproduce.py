@@ -90,7 +90,7 @@ _BOUND = "--config.document_weight=0. --config.all_masked_fraction=0. --config.s
 _TITLES = _BOUND.replace(" --config.start_share=0.", "")
 # What code heads learned by before these were fields, and rows of the batch whose canvas was masked.
 _READ = "--config.first_pass=canvas --config.all_masked_fraction=0.7"
-_FULL = f"--config.head_rate=1. {_READ}"
+_FULL = f"--config.head_rate=1. --config.row_rate=1. {_READ}"
 _PRODUCT = (
   "make pretrained", f"{_INDEX} --title_weight=.3 --method=product --levels=64 --out={W}/pq.npz",
   _main(f"docid/codes.py:index={W}/pq.npz,path={{data}}/gqwiki", "gqwiki_product", _FULL),
@@ -193,7 +193,8 @@ RECIPES: dict[str, Recipe] = {
     "docs/docid.md",
     ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
      _main(f"docid/autoregressive.py:index={W}/rq.npz,path={{data}}/gqwiki", "gqwiki_ar_codes",
-           "--config.batch_size=128 --config.learning_rate=3e-4 \"--config.beam_scores=('renormalised',)\"")),
+           "--config.batch_size=128 --config.learning_rate=3e-4 --config.code_head=False --config.start_share=0."
+           " \"--config.beam_scores=('renormalised',)\"")),
     f"{W}/gqwiki_ar_codes/results.json", 10, _both("test", "beam 100", "Hit@1"), machine="H100",
   ),
   "gqwiki_product_decodings": Recipe(

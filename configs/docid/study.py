@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   watch |= {"eval_limit": questions, "eval_batch_size": min(questions or 64, 64)}
   one_pass = watch | {"decodings": ("one_pass",), "dense": ""}
   diffusion = one_pass | {"decodings": _ALL, "chain_steps": 4, "chain_candidates": 10}
+  full_head = {"head_rate": 1.0, "row_rate": 1.0}
   reads_canvas = {"first_pass": "canvas"}
   untrained = {"steps": 1, "warmup_steps": 0, "start_share": 1.0}
   asked = watch | {"beam_scores": ("renormalised", "plain")}
@@ -56,15 +57,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
       for name, where, fields in (
         # Masked diffusion by the bound alone, as the paper trains it.
         ("titles_bound", titles + common, diffusion | _BOUND | {"learning_rate": 5e-4}),
-        ("codes_bound", masked + codes, diffusion | _BOUND | reads_canvas | {"learning_rate": 3e-4, "head_rate": 1.0}),
+        ("codes_bound", masked + codes, diffusion | _BOUND | reads_canvas | {"learning_rate": 3e-4} | full_head),
         # With the document-level softmax.
         ("titles", titles + common, diffusion | {"learning_rate": 3e-4}),
         ("codes", masked + codes, diffusion | {"learning_rate": 1e-4}),
-        ("codes_full_head", masked + codes, one_pass | {"learning_rate": 1e-4, "head_rate": 1.0}),
+        ("codes_full_head", masked + codes, one_pass | {"learning_rate": 1e-4} | full_head),
         ("codes_canvas", masked + codes, one_pass | reads_canvas | {"learning_rate": 1e-4}),
         ("product", masked + product, diffusion | {"learning_rate": 1e-4}),
         ("product_canvas", masked + product, one_pass | reads_canvas | {"learning_rate": 1e-4}),
-        ("product_full_head", masked + product, one_pass | {"learning_rate": 1e-4, "head_rate": 1.0}),
+        ("product_full_head", masked + product, one_pass | {"learning_rate": 1e-4} | full_head),
         ("product_less_diffusion", masked + product, one_pass | {"learning_rate": 1e-4, "diffusion_weight": 0.2}),
         # What both paradigms begin with on codes: retrieval by quantised vectors, nothing trained.
         ("codes_start", masked + codes, one_pass | untrained),
@@ -72,10 +73,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         # The rival; on codes with a code head as the diffusion model has, and without.
         ("rival_titles", rival + common, asked | {"learning_rate": 3e-4}),
         ("rival_codes", rival + codes, asked | {"learning_rate": 1e-3}),
-        ("rival_codes_full_head", rival + codes, asked | {"learning_rate": 1e-3, "head_rate": 1.0}),
+        ("rival_codes_full_head", rival + codes, asked | {"learning_rate": 1e-3} | full_head),
         ("rival_codes_no_head", rival + codes, asked | no_head | {"learning_rate": 3e-4}),
         ("rival_product", rival + product, narrow | {"learning_rate": 1e-4}),
-        ("rival_product_full_head", rival + product, narrow | {"learning_rate": 1e-4, "head_rate": 1.0}),
+        ("rival_product_full_head", rival + product, narrow | {"learning_rate": 1e-4} | full_head),
       )
     }
   )
