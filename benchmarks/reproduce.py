@@ -197,6 +197,13 @@ RECIPES: dict[str, Recipe] = {
            " \"--config.beam_scores=('renormalised',)\"")),
     f"{W}/gqwiki_ar_codes/results.json", 10, _both("test", "beam 100", "Hit@1"), machine="H100",
   ),
+  "gqwiki_ar_codes_head": Recipe(
+    "docs/docid.md",
+    ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
+     _main(f"docid/autoregressive.py:index={W}/rq.npz,path={{data}}/gqwiki,steps=1000", "gqwiki_ar_codes_head",
+           "--config.batch_size=64 --config.dense=")),
+    f"{W}/gqwiki_ar_codes_head/results.json", 25, _both("test", "beam 100, plain", "Hit@1"),
+  ),
   "gqwiki_product_decodings": Recipe(
     "docs/docid.md",
     (*_PRODUCT, _evaluate("gqwiki_product", f"--set=decodings={_EVERY} --set=chain_steps=4 --set=dense="
