@@ -25,7 +25,7 @@ def rows_file(tmp_path, *rows):
 
 def test_what_is_written_is_read(tmp_path, shop, vocab, make_task):
   rng = np.random.default_rng()
-  tasks = [replace(make_task(rng), user=f"é{i}") for i in range(40)]
+  tasks = [replace(make_task(rng), user=f"é{i}") for i in range(200)]  # about one in twelve ends on its target
   source = TemplateTraces(shop, p.COMPACT, r.TraceRules(functools.partial(count_tokens, vocab=vocab)))
   outcomes = list(source.traces(tasks))
   counts = f.write_traces(tmp_path / "deep" / "t.jsonl", outcomes, shop)
