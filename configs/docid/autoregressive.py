@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.weight_decay = 0.01
   config.label_smoothing = 0.1
   config.batch_size = 32
-  config.beam_widths = (1, 10, 100)
+  config.beam_widths = (0, 1, 10, 100)
   # Two or three codes tell documents apart, and renormalised the others would say nothing (docs/docid_study.md).
   config.beam_scores = ("plain",) if index else ("renormalised",)
   config.eval_every = 0

@@ -179,7 +179,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.chain_candidates = 20  # best documents of one pass that chain scores again
   config.chain_steps = 0  # groups of positions that chain fills in one after the other; 0: one each
   config.sweep_steps = ()  # other numbers of steps that the decodings in steps are evaluated with, too: (1, 2, 8)
-  config.beam_widths = ()  # autoregressive: beam searches over the DocIDs that exist; 1 is greedy
+  # autoregressive: beam searches over the DocIDs that exist; 1 is greedy, 0 is greedy without them: it may name none
+  config.beam_widths = ()
   # renormalised (a token's probability among those that go on to a DocID that exists) | plain (among all): one or both
   config.beam_scores = ("renormalised",)
   config.remask = 0  # low-confidence tokens taken back after a step

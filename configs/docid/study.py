@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   asked = watch | {"beam_scores": ("renormalised", "plain")}
   no_head = {"code_head": False, "start_share": 0.0}
   # 64 codes of ten beams are 631 tokens a question, of a hundred 6,301: too many for the width to be tried.
-  narrow = asked | {"beam_widths": (1, 10)}
+  narrow = asked | {"beam_widths": (0, 1, 10)}
 
   config = ml_collections.ConfigDict()
   config.cells = ml_collections.ConfigDict(

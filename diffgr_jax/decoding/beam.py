@@ -14,7 +14,8 @@ an index and a mask, not the cache:
 A score is the sum of log-probabilities of a DocID's tokens and EOS; a beam as wide as the corpus is enumeration. With
 `renormalise`, probabilities are those among the children of a node, so that the scores of all DocIDs sum to 1. A model
 with a code head reads learned DocIDs as the codes themselves, and its logits are those of one level (`codes`). Of any
-text (`AnyText`) every token is a child, and EOS or the length ends a hypothesis; the sum favours short answers.
+text (`AnyText`) every token is a child, and EOS or the length ends a hypothesis; the sum favours short answers. A text
+of codes is one that may name no document.
 """
 
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def decode_beams(
     config: of the model.
     width: beams a row.
     renormalise: score each token among the children of its prefix, not among the whole vocabulary.
-    codes: of a model with a code head, how it reads a canvas of codes; the trie then holds codes, not tokens.
+    codes: of a model with a code head, how it reads a canvas of codes; what is allowed then has codes, not tokens.
 
   Raises:
     ValueError: shapes that do not fit, or a width below 1.
@@ -315,13 +316,16 @@ def _prepare(
   prompt, valid = np.asarray(prompt, np.int32), np.asarray(valid, bool)
   if prompt.shape != valid.shape or not valid[:, -1:].all():
     raise ValueError(f"prompt {prompt.shape} and valid {valid.shape} must agree, and no prompt may be empty")
-  if codes is not None and (isinstance(allowed, AnyText) or not config.code_levels):
-    raise ValueError("codes are for a model with a code head and the trie of its DocIDs")
+  if codes is not None and not config.code_levels:
+    raise ValueError("codes are for a model with a code head")
+  if codes is not None and isinstance(allowed, AnyText) and allowed != AnyText(config.code_levels):
+    raise ValueError(f"a text of codes has one for each of the {config.code_levels} levels and no EOS; not {allowed}")
   if width < 1:
     raise ValueError(f"width is {width}; a beam search keeps 1 hypothesis or more")
   trie, eos = None, -1
   if isinstance(allowed, AnyText):
-    rows, eos = config.vocab_size, -1 if allowed.eos_id is None else allowed.eos_id
+    rows = config.vocab_size if codes is None else codes.size + 1
+    eos = -1 if allowed.eos_id is None else allowed.eos_id
     shape = _Shape(config, width, allowed.length, rows, rows, renormalise, codes)
   else:
     trie = jnp.asarray(allowed.first), jnp.asarray(allowed.token)

@@ -8,6 +8,7 @@
     match           the documents nearest to one generated code, or to several sampled ones, by the one-pass score
     chain rule      the best documents of one pass, scored again token by token (chain_rule.py)
     beam            an autoregressive model's beam search in the trie of DocIDs that exist; width 1 is greedy
+    greedy, free    the same model's likeliest token, one after the other, without the trie: it may name no document
 
 `methods_of` makes them from a config.
 """
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from diffgr_jax.decoding.beam import decode_beams
+from diffgr_jax.decoding.beam import AnyText, decode_beams
 from diffgr_jax.decoding.canvas import DecodeOptions, decode_canvas, forwards_per_row
 from diffgr_jax.decoding.chain_rule import rescore_by_chain
 from diffgr_jax.decoding.constraint import matching_documents
@@ -130,6 +131,23 @@ class Beam:
     )
     forwards = np.full(len(prompts), trie.depth)
     return Answer(fetch(beams.document), fetch(beams.score), forwards, 1 + (forwards - 1) * self.width)
+
+
+@dataclass(frozen=True)
+class Greedy:
+  """An autoregressive model's likeliest token, one after the other; what it writes may be no document's DocID."""
+
+  def answer(self, asked, prompts, seeds):
+    del seeds
+    run, index = asked.run, asked.index
+    text = AnyText(index.canvas_length, None if run.codes is not None else index.eos_id)
+    valid = prompts != run.vocab.pad_id
+    beams = decode_beams(asked.params, prompts, valid, run.banned, text, config=run.model, width=1, codes=run.codes)
+    tokens = beams.tokens[:, 0]
+    canvas = jnp.where(tokens < 0, index.pad_id, tokens)
+    named = fetch(_first_match(canvas, asked.device["codes"], asked.device["scored"]))
+    read = fetch((tokens >= 0).sum(axis=-1))
+    return Answer(named[:, None], np.zeros((len(prompts), 1), np.float32), read, read)
 
 
 @dataclass(frozen=True)
@@ -258,12 +276,13 @@ class Method:
   @property
   def ranks(self) -> bool:
     """Whether it ranks many documents; otherwise it names one."""
-    return not isinstance(self.decoding, Generate)
+    return not isinstance(self.decoding, Generate | Greedy)
 
   @property
   def may_miss(self) -> bool:
     """Whether what it generates may be no document's DocID."""
-    return isinstance(self.decoding, Generate) and not self.decoding.constrained
+    free = isinstance(self.decoding, Generate) and not self.decoding.constrained
+    return free or isinstance(self.decoding, Greedy)
 
 
 def methods_of(run: Run) -> tuple[Method, ...]:
@@ -271,11 +290,13 @@ def methods_of(run: Run) -> tuple[Method, ...]:
   config = run.config
   if run.autoregressive:
     kinds = {"renormalised": ("", True), "plain": (", plain", False)}
-    return tuple(
+    beams = [
       Method(f"beam {width}{kinds[scores][0]}", Beam(int(width), kinds[scores][1]))
       for scores in config.beam_scores
       for width in config.beam_widths
-    )
+      if width
+    ]
+    return (*((Method("greedy, free", Greedy()),) if 0 in config.beam_widths else ()), *beams)
   methods = [method for name in config.decodings for method in _make(name, run)]
   for steps in config.sweep_steps:
     methods += [method for name in config.decodings if name in STEPPED for method in _make(name, run, steps)]

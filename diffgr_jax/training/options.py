@@ -131,8 +131,10 @@ def _check_paradigm(config: Config) -> None:
     return
   if config.sweep_steps:
     raise ValueError("config.sweep_steps is for denoisers; the paradigm 'autoregressive' has config.beam_widths")
-  if not config.beam_widths or min(config.beam_widths) < 1:
-    raise ValueError(f"config.beam_widths holds widths of at least 1, not {tuple(config.beam_widths)}")
+  if max(config.beam_widths, default=0) < 1 or min(config.beam_widths) < 0:
+    raise ValueError(
+      f"config.beam_widths holds widths of at least 1, and 0 beside them or not; not {tuple(config.beam_widths)}"
+    )
   if not config.beam_scores or not set(config.beam_scores) <= set(BEAM_SCORES):
     raise ValueError(f"config.beam_scores holds some of {', '.join(BEAM_SCORES)}, not {list(config.beam_scores)}")
   for field in ("document_weight", "all_masked_fraction", "slot_embeddings", "show_queries"):

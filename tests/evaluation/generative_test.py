@@ -12,10 +12,12 @@ import pytest
 from diffgr_jax.data.pipeline import encode_prompts
 from diffgr_jax.data.records import Query
 from diffgr_jax.evaluation.answers import (
+  Asked,
   Beam,
   BestOfN,
   ChainRule,
   Generate,
+  Greedy,
   Method,
   OnePass,
   PseudoBeam,
@@ -215,11 +217,39 @@ def test_methods_follow_the_config(untrained):
 
 
 def test_a_rival_is_asked_by_each_width_and_kind_of_score(untrained):
-  run = with_config(untrained[0], paradigm="autoregressive", beam_widths=(1, 5), beam_scores=("renormalised", "plain"))
+  run = with_config(
+    untrained[0], paradigm="autoregressive", beam_widths=(0, 1, 5), beam_scores=("renormalised", "plain")
+  )
+  free = methods_of(run)[0]
+  assert (free.name, free.ranks, free.may_miss) == ("greedy, free", False, True)
   asked = {m.name: (m.decoding.width, m.decoding.renormalise) for m in methods_of(run) if isinstance(m.decoding, Beam)}
   assert asked == {"beam 1": (1, True), "beam 5": (5, True), "beam 1, plain": (1, False), "beam 5, plain": (5, False)}
   assert run.renormalises  # where one kind is asked for, it is the first
   assert not with_config(run, beam_scores=("plain", "renormalised")).renormalises
+
+
+def test_greedy_without_the_trie_names_what_it_spells_or_nothing(untrained):
+  """Against the likeliest token of one full pass after another, in Python; half of what is spelled is made a DocID."""
+  run, params, collection = untrained
+  run = with_config(run, paradigm="autoregressive", process="clean", beam_widths=(0,), slot_embeddings=False)
+  run = dataclasses.replace(run, model=dataclasses.replace(run.model, alignment="shifted", pattern="prefix_causal"))
+  length, pad, eos = run.index.canvas_length, run.index.pad_id, run.index.eos_id
+  prompts = encode_prompts([query.query for query in collection.queries["valid"][:6]], run.vocab, 12)
+  canvas = np.full((6, length), pad, np.int32)
+  banned = np.asarray(run.banned)
+  for place in range(length):
+    logits = np.array(run.denoiser(params, jnp.asarray(prompts), jnp.asarray(canvas)))[:, place]
+    going = ~(canvas[:, :place] == eos).any(axis=1)
+    canvas[going, place] = np.where(banned, -np.inf, logits).argmax(axis=1)[going]
+  spelled = [tuple(row) for row in canvas.tolist()]
+  codes = run.index.codes.copy()
+  codes[3], codes[7] = spelled[0], spelled[-1]
+  index = dataclasses.replace(run.index, codes=codes)
+  answer = Greedy().answer(Asked(run, params, index), prompts, np.zeros(6, np.int32))
+  known = {tuple(row): place for place, row in reversed(list(enumerate(codes.tolist())))}
+  assert answer.document[:, 0].tolist() == [known.get(row, -1) for row in spelled]
+  assert answer.canvases.tolist() == [list(row).index(eos) + 1 if eos in row else length for row in spelled]
+  assert -1 in answer.document
 
 
 def test_every_decoding_has_a_name_of_its_own(untrained):

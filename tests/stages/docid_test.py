@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffgr_jax.decoding.beam import decode_beams
+from diffgr_jax.decoding.beam import AnyText, decode_beams
 from diffgr_jax.diffusion.corruption import make_process
 from diffgr_jax.docid.index import DocIdIndex
 from diffgr_jax.docid.trie import build_trie
@@ -294,6 +294,16 @@ def test_and_so_it_is_with_a_code_head_whose_canvas_holds_codes(model):
       loss = stage.loss(params, alone, INDEX, jnp.float32(1.0), 1)[0]
       place = np.flatnonzero(np.asarray(beams.document[row]) == document)
       np.testing.assert_allclose(-beams.score[row, place], [loss], rtol=1e-4)
+
+  every = functools.partial(decode_beams, params, prompt, prompt != 0, banned, config=model, codes=denoiser)
+  free = every(AnyText(4), width=3**4)  # codes in any order, documents or not
+  np.testing.assert_allclose(jnp.exp(free.score).sum(axis=1), np.ones(4), rtol=1e-4)
+  for row, document in np.ndindex(4, 5):
+    place = np.flatnonzero((np.asarray(free.tokens[row]) == codes[document]).all(axis=1))
+    mine = np.asarray(beams.document[row]) == document
+    np.testing.assert_allclose(free.score[row, place], beams.score[row, mine], rtol=1e-4)
+  with pytest.raises(ValueError, match=r"one for each of the 4 levels and no EOS; not .*length=3"):
+    every(AnyText(3), width=1)
   with pytest.raises(ValueError, match="codes are for a model with a code head"):
     search(config=MODEL, codes=denoiser)
 

@@ -30,6 +30,11 @@ from diffgr_jax.training.options import check_batch, check_config
     (dict(document_weight=0.0, diffusion_weight=0.0), "both 0: one of them"),
     (dict(document_negatives=5), "config.document_negatives is of the document-level softmax"),
     (dict(paradigm="autoregressive", process="clean", beam_widths=(2,), beam_scores=("sum",)), r"not \['sum'\]"),
+    (
+      dict(paradigm="autoregressive", process="clean", beam_widths=(0,)),
+      r"at least 1, and 0 .*; not \(0,",
+    ),
+    (dict(paradigm="autoregressive", process="clean", beam_widths=(2, -1)), r"not \(2, -1\)"),
     (dict(paradigm="autoregressive", process="clean", beam_widths=(2,), sweep_steps=(2,)), "sweep_steps is for deno"),
     (dict(sweep_steps=(2, 0)), r"config\.sweep_steps holds numbers of at least 1, not \(2, 0\)"),
     (dict(eval_limit=-1), "config.eval_limit is at least 0, not -1"),
