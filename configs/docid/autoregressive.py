@@ -3,8 +3,8 @@
 `--config=configs/docid/autoregressive.py:path=DIR[,index=FILE.npz][,steps=N]`; with an index on its learned DocIDs,
 else on titles. The same backbone, data and mixture as the diffusion retriever's; the query is read in both directions,
 as an encoder-decoder would, and only the DocID is causal. The recipe is what arXiv 2610.08716 found best for this
-paradigm (weight decay 0.01, linear decay, label smoothing 0.1), with a lower rate; how beams are scored was chosen on
-gqwiki's validation questions (docs/docid_study.md).
+paradigm (weight decay 0.01, linear decay, label smoothing 0.1); the rates, what the code head starts with and how beams
+are scored were chosen on gqwiki's validation questions (docs/experiments.md, docs/docid_study.md).
 """
 
 import ml_collections

@@ -82,9 +82,10 @@ def make_optimizer(
     steps[1] = optax.partition({"muon": muon, "adamw": adamw}, _muon_or_adamw)
   if embedding_rate != 1.0:
     steps.append(optax.masked(optax.scale(embedding_rate), _is_token_table))
-  for table, rate in (("centroids", head_rate), ("rows", row_rate)):
-    if rate != 1.0:
-      steps.append(optax.masked(optax.scale(rate), functools.partial(_is_code, table=table)))
+  tables = {"centroids": head_rate, "rows": row_rate}
+  for rate in sorted({*tables.values()} - {1.0}):  # one rate for both is one step, as in the states of older runs
+    have = [table for table in tables if tables[table] == rate]
+    steps.append(optax.masked(optax.scale(rate), functools.partial(_is_code, tables=have)))
   return optax.chain(*steps)
 
 
@@ -115,8 +116,8 @@ def _is_token_table(params):
   return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "embed", params)
 
 
-def _is_code(params, table):
-  of_code = lambda path: path[0].key == "code_head" and path[-1].key == table
+def _is_code(params, tables):
+  of_code = lambda path: path[0].key == "code_head" and path[-1].key in tables
   return jax.tree_util.tree_map_with_path(lambda path, _: of_code(path), params)
 
 

@@ -49,7 +49,7 @@ def test_token_embeddings_may_move_at_a_share_of_the_rate(rate):
   np.testing.assert_allclose(updates["embed"]["embedding"], -0.1 * rate * np.ones((3, 2)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("rates", [(0.0, 0.1), (0.1, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("rates", [(0.0, 0.1), (0.1, 0.1), (0.1, 1.0), (1.0, 0.0)])
 def test_a_code_heads_tables_may_move_at_shares_of_the_rate_and_its_terms_do_not(rates):
   options = dict(b1=0.9, b2=0.99, weight_decay=0.0, clip_norm=1e9)
   optimizer = make_optimizer(lambda _: 0.1, **options, head_rate=rates[0], row_rate=rates[1])
