@@ -3,8 +3,8 @@
 `--config=configs/docid/autoregressive.py:path=DIR[,index=FILE.npz][,steps=N]`; with an index on its learned DocIDs,
 else on titles. The same backbone, data and mixture as the diffusion retriever's; the query is read in both directions,
 as an encoder-decoder would, and only the DocID is causal. The recipe is what arXiv 2610.08716 found best for this
-paradigm (weight decay 0.01, linear decay, label smoothing 0.1); the rates, what the code head starts with and how beams
-are scored were chosen on gqwiki's validation questions (docs/experiments.md, docs/docid_study.md).
+paradigm (weight decay 0.01, linear decay, label smoothing 0.1); the rates on codes, what the code head starts with and
+how beams are scored were chosen on gqwiki's validation questions (docs/experiments.md, docs/docid_study.md).
 """
 
 import ml_collections
@@ -23,8 +23,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.document_weight = 0.0
   config.prior_weight = 0.0
   config.prompt_length = 24
-  # On codes the head starts as retrieval by quantised vectors. Its centroids stay near them, its rows learn what the
-  # codes before say, and each level has a softmax of its own, which a scale of 20 leaves nearly flat.
+  # On codes the head starts as retrieval by quantised vectors. Its centroids stay near them; its rows learn, at the
+  # whole rate, what the codes before say. Each level has a softmax of its own, which a scale of 20 leaves nearly flat.
   config.code_head = bool(index)
   config.code_scale = 40.0
   config.head_rate = 0.01

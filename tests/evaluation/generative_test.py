@@ -229,7 +229,7 @@ def test_a_rival_is_asked_by_each_width_and_kind_of_score(untrained):
 
 
 def test_greedy_without_the_trie_names_what_it_spells_or_nothing(untrained):
-  """Against the likeliest token of one full pass after another, in Python; half of what is spelled is made a DocID."""
+  """Against the likeliest token of one full pass after another, in Python; two of what is spelled are made DocIDs."""
   run, params, collection = untrained
   run = with_config(run, paradigm="autoregressive", process="clean", beam_widths=(0,), slot_embeddings=False)
   run = dataclasses.replace(run, model=dataclasses.replace(run.model, alignment="shifted", pattern="prefix_causal"))

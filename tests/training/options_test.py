@@ -16,6 +16,8 @@ from diffgr_jax.training.options import check_batch, check_config
     (dict(schedule="cosine"), "has no schedule"),
     (dict(batch_size=0), "config.batch_size is at least 1, not 0"),
     (dict(learning_rate=0.0), "config.learning_rate is above 0"),
+    (dict(code_scale=0.0), "config.code_scale is above 0"),
+    (dict(row_rate=1.5), "config.row_rate is .*, not 1.5"),
     (dict(all_masked_fraction=1.5), r"config.all_masked_fraction is in \[0, 1\], not 1.5"),
     (dict(policy="threshold", threshold=1.5), r"probability in \(0, 1\]"),
     (dict(warmup_steps=2000), r"config.warmup_steps \(2000\) must be below config.steps"),

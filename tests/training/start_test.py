@@ -163,8 +163,8 @@ def test_docid_code_rows_begin_at_the_mean_and_padding_is_never_sampled(tiny_con
     assert np.isin(np.asarray(state.canvas), codes).all()
 
 
-@pytest.mark.parametrize("kind", ["product", "residual"])
-def test_codes_start_at_their_centroids_and_rank_as_quantised_vectors(tiny_config, tmp_path, tiny_bert, kind):
+@pytest.mark.parametrize("kind, scale", [("product", 20.0), ("residual", 40.0)])
+def test_codes_start_at_their_centroids_and_rank_as_quantised_vectors(tiny_config, tmp_path, tiny_bert, kind, scale):
   width = 64  # of the golden encoder
   vectors = np.random.default_rng(0).normal(size=(24, width)).astype(np.float32)
   fit = {"product": fit_product_quantizer, "residual": fit_residual_quantizer}[kind]
@@ -173,7 +173,7 @@ def test_codes_start_at_their_centroids_and_rank_as_quantised_vectors(tiny_confi
   codes = quantizer.encode(vectors)
   CodeIndex(codes, (6,) * 4, ids, ids, quantizer).save(tmp_path / "i.npz")
   changes = dict(docid="codes", docid_index=str(tmp_path / "i.npz"), code_head=True, pattern="prefix", prior_weight=0.0)
-  run, params = pretrained_run(tiny_config, tmp_path / "run", tiny_bert, **changes)
+  run, params = pretrained_run(tiny_config, tmp_path / "run", tiny_bert, **changes, code_scale=scale)
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract_params(run.model))
   prompt = jnp.asarray([[run.vocab.bos_id, 10, 11, run.vocab.sep_id]])
   canvas = jnp.full((1, 4), run.mask_id)
@@ -182,7 +182,7 @@ def test_codes_start_at_their_centroids_and_rank_as_quantised_vectors(tiny_confi
   spec, original = load_hf(tiny_bert)
   table = np.asarray(params["embed"]["embedding"])
   texts = sentence_vectors(original | {"embed": {"embedding": table}}, spec.config, prompt, jnp.ones((1, 4), bool))
-  np.testing.assert_allclose(scores, 20 * quantizer.decode(codes) @ np.asarray(texts)[0], atol=1e-3)
+  np.testing.assert_allclose(scores, scale * quantizer.decode(codes) @ np.asarray(texts)[0], atol=1e-3)
   token = run.vocab.docid_token(1, 2)
   cosine = table[token] @ quantizer.centroids()[1, 2]
   assert cosine == pytest.approx(np.linalg.norm(table[token]) * np.linalg.norm(quantizer.centroids()[1, 2]), rel=1e-4)
