@@ -210,9 +210,15 @@ def prepare_run(config: Config, workdir: Path) -> tuple[Run, Collection]:
   In a job of several processes the first builds and writes, the others read.
 
   Raises:
-    ValueError: the workdir belongs to a run with another config, or the data has changed since; says which field.
+    ValueError: the workdir belongs to a run with another config, or the data has changed since; says which field. Or a
+      code head that nothing would put centroids into (a preflight, which reads no weights, may plan one all the same).
     FileNotFoundError: the processes do not share the workdir.
   """
+  if config.code_head and config.start != "pretrained":
+    raise ValueError(
+      f"config.code_head needs config.start to be 'pretrained', not {config.start!r}: it begins as retrieval by that"
+      " encoder's vectors"
+    )
   with in_turn("data, vocabulary and DocIDs"):
     if jax.process_index():
       check_shared(Path(workdir) / "config.json")

@@ -221,7 +221,7 @@ def check_code_head(codes: CodeIndex, width: int) -> None:
     )
     raise ValueError(
       f"config.code_head needs an index of residual k-means or product codes of vectors of the model's width ({width}),"
-      f" and config.docid_index has {have}"
+      f" and config.docid_index has {have}: build another or set config.code_head to False"
     )
 
 
