@@ -74,6 +74,18 @@ def test_every_cell_of_the_study_is_a_run_that_is_accepted():
     importlib.import_module("configs.docid.study").get_config("path=here")
 
 
+@pytest.mark.parametrize("stage", ["sft", "cft", "opd", "rl"])
+def test_lists_of_five_come_from_their_pool_in_shorter_rows(stage):
+  start = {"sft": "", "opd": ",start=w,teacher=t"}.get(stage, ",start=w")
+  make = importlib.import_module(f"configs.rerank.{stage}").get_config
+  ten, five, natural = make(f"pool=50{start}"), make(f"candidates=5,pool=20{start}"), make(f"candidates=5{start}")
+  assert [(one.list_size, one.list_pool, one.list_draws) for one in (ten, five, natural)] == [
+    (10, 50, 3), (5, 20, 3), (5, 5, 1)
+  ]  # fmt: skip
+  assert (five.row_length < ten.row_length, five.max_new_tokens < ten.max_new_tokens) == (True, True)
+  check_config(five)
+
+
 @pytest.mark.parametrize("stage", ["opd", "rl"])
 def test_rollouts_on_pods_are_accepted(stage):
   check_config(importlib.import_module("configs.pod.rerank").get_config(f"stage={stage},start=w,teacher=t"))

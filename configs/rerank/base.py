@@ -6,7 +6,8 @@
     python -m diffgr_jax.main --config=configs/rerank/opd.py:start=W/cft,teacher=W/sft --workdir=W/opd
     python -m diffgr_jax.main --config=configs/rerank/rl.py:start=W/opd --workdir=W/rl
 
-Arguments of all: shop (made_up | amazon_beauty | interactions), path (of its files), pool (10, 50), size, steps, seed.
+Arguments of all: shop (made_up | amazon_beauty | interactions), path (of its files), candidates (of a list: 10, or 5
+for runs that should be quick), pool (as many, or more), size, steps, seed.
 """
 
 import ml_collections
@@ -14,7 +15,7 @@ import ml_collections
 from configs.docid.base import parse_arguments
 from diffgr_jax.parallel.rules import DECODE_RULES, TRAIN_RULES
 
-ARGUMENTS = ("shop", "path", "pool", "size", "steps", "seed")
+ARGUMENTS = ("shop", "path", "candidates", "pool", "size", "steps", "seed")
 # name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
 SIZES = {
   "tiny": (32, 2, 2, 2, 64),
@@ -46,10 +47,11 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   # covisitation | symmetric | markov | popularity | generative (trained first, one model for each fold of the users)
   config.retriever = "covisitation"
   config.retriever_steps, config.retriever_width = 1000, 64  # generative: of the optimizer, and d_model
-  config.list_size = 10  # candidates of a list
-  config.list_pool = int(given.get("pool", 10))  # 10: the retriever's first ten; 50: ten of its first fifty
+  config.list_size = int(given.get("candidates", 10))  # of a list
+  # The retriever's first so many, of which a list is drawn; as many as candidates: all of them.
+  config.list_pool = int(given.get("pool", config.list_size))
   # Training lists of one place, where the pool is larger than the list.
-  config.list_draws = 3 if config.list_pool > 10 else 1
+  config.list_draws = 3 if config.list_pool > config.list_size else 1
   config.list_folds = 5  # of the users: a training list counts the other folds' interactions alone
   config.list_seed = 0  # of the lists, the items' vectors and IDs, and the trees
 
@@ -146,8 +148,9 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.refills = 0  # DAPO's dynamic sampling: so many more rounds of rollouts, to replace groups of equal reward
 
   # Rows and optimization.
-  config.row_length = 576  # tokens of a packed row
-  config.target_length = 256  # of them, tokens to be learned (cft: in their blocks)
+  few = config.list_size <= 5  # shorter messages: 396 tokens at most in the made-up shop
+  config.row_length = 416 if few else 576  # tokens of a packed row
+  config.target_length = 192 if few else 256  # of them, tokens to be learned (cft: in their blocks)
   config.batch_size = 4  # rows of the global batch
   config.microbatches = 1  # parts whose gradients are accumulated
   config.steps = int(given.get("steps", 3000))  # of the optimizer
@@ -180,7 +183,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
 
   # Decoding and evaluation.
   config.decoder = "auto"  # autoregressive | block | auto: what the stage trains
-  config.max_new_tokens = 288  # of an answer; what has no end by then is truncated
+  config.max_new_tokens = 208 if few else 288  # of an answer; what has no end by then is truncated
   # block: which MASKs are committed (docs/decoding.md). A small student is valid where it leaves no gaps.
   config.policy = "threshold" if size == "8b" else "prefix"
   config.threshold = 0.9  # of the policies that have one

@@ -236,7 +236,9 @@ def test_a_code_head_without_centroids_of_the_model_s_width_is_refused(tiny_conf
   rows = np.stack([np.arange(24) // 5, np.arange(24) % 5], axis=1).astype(np.int32)
   CodeIndex(rows, (5, 5), ids, ids).save(tmp_path / "i.npz")
   changes = dict(docid="codes", docid_index=str(tmp_path / "i.npz"), code_head=True)
-  with pytest.raises(ValueError, match=r"config\.code_head needs an index of .* has no quantiser: .* set config.code_head to False"):
+  with pytest.raises(
+    ValueError, match=r"config\.code_head needs an index of .* has no quantiser: .* set config.code_head to False"
+  ):
     pretrained_run(tiny_config, tmp_path / "run", tiny_bert, **changes)
 
 
