@@ -31,6 +31,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   size = given.get("size", "small")
   if size not in SIZES:
     raise ValueError(f"--config=...:size={size}: size is one of {', '.join(SIZES)}")
+  few = int(given.get("candidates", 10)) <= 5  # shorter messages: 396 tokens at most in the made-up shop
   config = ml_collections.ConfigDict()
   config.task = "rerank"  # rerank
   config.stage = "sft"  # mid_training | sft (the teacher) | convert (weights as they are) | cft | opd | rl
@@ -47,8 +48,8 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   # covisitation | symmetric | markov | popularity | generative (trained first, one model for each fold of the users)
   config.retriever = "covisitation"
   config.retriever_steps, config.retriever_width = 1000, 64  # generative: of the optimizer, and d_model
-  config.list_size = int(given.get("candidates", 10))  # of a list
-  # The retriever's first so many, of which a list is drawn; as many as candidates: all of them.
+  config.list_size = int(given.get("candidates", 10))  # candidates of a list
+  # 50: a list is drawn of the retriever's first fifty; as many as candidates: it is the retriever's natural one.
   config.list_pool = int(given.get("pool", config.list_size))
   # Training lists of one place, where the pool is larger than the list.
   config.list_draws = 3 if config.list_pool > config.list_size else 1
@@ -148,7 +149,6 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections
   config.refills = 0  # DAPO's dynamic sampling: so many more rounds of rollouts, to replace groups of equal reward
 
   # Rows and optimization.
-  few = config.list_size <= 5  # shorter messages: 396 tokens at most in the made-up shop
   config.row_length = 416 if few else 576  # tokens of a packed row
   config.target_length = 192 if few else 256  # of them, tokens to be learned (cft: in their blocks)
   config.batch_size = 4  # rows of the global batch
