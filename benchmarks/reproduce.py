@@ -177,6 +177,12 @@ RECIPES: dict[str, Recipe] = {
            _FULL, _BOUND)),
     f"{W}/gqwiki_codes_bound/results.json", 10, _both("test", _ONE, "Hit@1"), machine="H100",
   ),
+  "gqwiki_codes_bound_scale": Recipe(
+    "docs/docid.md",
+    ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
+     _main(f"docid/bound.py:index={W}/rq.npz,path={{data}}/gqwiki", "gqwiki_codes_bound_scale", "--config.dense=")),
+    f"{W}/gqwiki_codes_bound_scale/results.json", 40, _both("test", _ONE, "Hit@1"),
+  ),
   "gqwiki_titles_bound": Recipe(
     "docs/docid.md",
     ("make pretrained", _main("docid/minilm.py:path={data}/gqwiki,steps=800", "gqwiki_titles_bound",

@@ -20,6 +20,7 @@ OTHERS = {
     "configs/docid/folder.py": "path=DIR",
     "configs/docid/minilm.py": "path=DIR",
     "configs/docid/codes.py": "path=DIR,index=codes.npz",
+    "configs/docid/bound.py": "path=DIR",
     "configs/docid/autoregressive.py": "path=DIR",
     "configs/docid/nq320k.py": "path=DIR",
     "configs/docid/msmarco.py": "path=DIR",

@@ -10,7 +10,7 @@ from diffgr_jax.training.jobs import check_config
 ARGUMENTS = {
   "quickstart": "", "docid.base": "", "docid.folder": "path=somewhere", "docid.minilm": "",
   "docid.nq320k": "path=somewhere", "docid.msmarco": "path=somewhere,part=passages,limit=1000",
-  "docid.codes": "index=codes.npz",
+  "docid.codes": "index=codes.npz", "docid.bound": "index=codes.npz",
   "docid.autoregressive": "", "pod.docid": "size=1b", "rerank.mid_training": "shop=amazon_beauty,path=here",
   "rerank.sft": "pool=50,size=base", "rerank.convert": "start=w",
   "rerank.cft": "start=w,block=8,alignment=same_position",
