@@ -10,12 +10,15 @@ Arguments of all: shop (made_up | amazon_beauty | interactions), path (of its fi
 for runs that should be quick), pool (as many, or more), size, steps, seed.
 """
 
+from typing import Any
+
 import ml_collections
 
 from configs.docid.base import parse_arguments
 from diffgr_jax.parallel.rules import DECODE_RULES, TRAIN_RULES
 
 ARGUMENTS = ("shop", "path", "candidates", "pool", "size", "steps", "seed")
+BLOCK = 32  # tokens that a row of blocks is longer than the teacher's
 # name: (d_model, n_layers, n_heads, n_kv_heads, d_ff)
 SIZES = {
   "tiny": (32, 2, 2, 2, 64),
@@ -25,7 +28,7 @@ SIZES = {
 }
 
 
-def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
+def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[Any, dict[str, str]]:
   """The config, unlocked, and the arguments of a stage's own, as they were given."""
   given = parse_arguments(arg, (*ARGUMENTS, *own))
   size = given.get("size", "small")

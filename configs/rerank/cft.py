@@ -20,8 +20,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.traces = given.get("traces", "start")
   config.block_size = int(given.get("block", 32))
   config.alignment = given.get("alignment", "shifted")
-  # Messages begin at multiples of the block size, so rows are a little longer than the teacher's.
-  config.row_length, config.target_length = (448, 224) if config.list_size <= 5 else (608, 288)
+  config.row_length += base.BLOCK  # messages begin at multiples of the block size
+  config.target_length += base.BLOCK
   config.examples = given.get("lists", given.get("examples", ""))
   if "lists" in given:
     config.row_length, config.target_length, config.batch_size = 128, 128, 24

@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.teacher, config.teacher_slow = given.get("teacher", ""), bool(int(given.get("slow", "0")))
   config.block_size = int(given.get("block", 32))
   config.rollout_threshold = float(given.get("threshold", 0.9))
-  config.row_length = 448 if config.list_size <= 5 else 608
+  config.row_length += base.BLOCK
   config.batch_size = 32
   # Nearly as answers are decoded: at 1, a student's rollouts are so often wrong that a teacher has nothing to say to
   # them (docs/experiments.md). Rollouts of one list are alike then, and one is enough.

@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.block_size = int(given.get("block", 32))
   config.rollout_threshold = float(given.get("threshold", 0.9))
   config.estimator = given.get("estimator", "replay")
-  config.row_length = 448 if config.list_size <= 5 else 608
+  config.row_length += base.BLOCK
   config.batch_size = 64
   config.group = 8
   config.learning_rate = 1e-4
