@@ -344,6 +344,11 @@ RECIPES: dict[str, Recipe] = {
     (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.02,
     machine="H200", remark=_NOT_AS_ONE,
   ),
+  "item_retrievers_made_up": Recipe(
+    "docs/reranking.md", (f"python -m benchmarks.item_retrievers --shop=made_up --out={W}/item_retrievers_made_up.json",),
+    f"{W}/item_retrievers_made_up.json", 20,
+    (("test", "generative", "Hit@10"), ("test", "generative", "Hit@50"), ("test", "covisitation", "Hit@10")), 0.02,
+  ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",
     (f"python -m benchmarks.rerank_headroom --shop=made_up --vectors=lsa --draws=2 --out={W}/made_up_headroom.json",),
