@@ -345,7 +345,8 @@ RECIPES: dict[str, Recipe] = {
     machine="H200", remark=_NOT_AS_ONE,
   ),
   "item_retrievers_made_up": Recipe(
-    "docs/reranking.md", (f"python -m benchmarks.item_retrievers --shop=made_up --out={W}/item_retrievers_made_up.json",),
+    "docs/reranking.md",
+    (f"python -m benchmarks.item_retrievers --shop=made_up --out={W}/item_retrievers_made_up.json",),
     f"{W}/item_retrievers_made_up.json", 20,
     (("test", "generative", "Hit@10"), ("test", "generative", "Hit@50"), ("test", "covisitation", "Hit@10")), 0.02,
   ),

@@ -1,4 +1,4 @@
-"""What the benchmark of retrievers counts. That each retriever ranks as it says is tests/rerank/retrievers_test.py's."""
+"""What the benchmark of retrievers counts; how each ranks is tested in tests/rerank/retrievers_test.py."""
 
 import numpy as np
 
