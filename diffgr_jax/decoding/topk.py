@@ -16,6 +16,15 @@ policy asks the model's own statistics there), so that every document has one pa
 the P of all documents sum to 1. With one step it is the softmax of one-pass scores. It is what the document-level
 training loss trains on partly filled canvases (stages/docid.py).
 
+WHAT A NODE WEIGHS ITS CHILDREN BY (`weigh`). "documents": as above, by the sum over a child's documents, to which all
+masked positions speak as if they were independent. "tokens": by what the model says of the committed position alone,
+
+    P(child | x) = p(its token | query, x), renormalised over the tokens that documents of D(x) have there
+    P(d | x)     = P(child of d | x) times d's share of its child, by the positions that stay masked
+
+but for nodes of the last step, which commit nothing. Left to right, with a step a position, that is the chain rule and
+the renormalised beam search of an autoregressive model; the prior correction counts where independence is assumed.
+
 THE SEARCH. Each step asks the model about `beam` nodes at once: the untouched groups that hold the best documents so
 far, at whatever depth they are. Documents of other groups keep the score that their last node gave them, mass is only
 ever moved inside a group. With a beam as wide as the corpus every group is asked, and the scores are exact.
@@ -38,6 +47,8 @@ from diffgr_jax.decoding.policies import Policy, position_stats, rank_positions
 from diffgr_jax.decoding.ranked import Ranked
 from diffgr_jax.decoding.scoring import score_documents, top_documents
 
+WEIGHED_BY = ("documents", "tokens")
+
 
 @dataclass(frozen=True)
 class TopKOptions:
@@ -49,11 +60,16 @@ class TopKOptions:
   beam: int  # nodes that a step asks about
   commit: int = 1  # positions that a node commits
   pool: int = 0  # only groups that hold one of this many best documents are asked about; 0: 4 x beam
+  weigh: str = "documents"  # what a node weighs its children by: documents | tokens
 
   def __post_init__(self):
     for field, least in (("steps", 1), ("beam", 1), ("commit", 1), ("pool", 0)):
       if getattr(self, field) < least:
         raise ValueError(f"TopKOptions.{field} is {getattr(self, field)}; it must be {least} or more")
+    if self.weigh not in WEIGHED_BY:
+      raise ValueError(f"TopKOptions.weigh is one of {', '.join(WEIGHED_BY)}, not {self.weigh!r}")
+    if self.weigh == "tokens" and self.commit > 1:
+      raise ValueError(f"TopKOptions.commit must be 1, not {self.commit}, where children are weighed by their tokens")
 
   @property
   def nodes(self) -> int:
@@ -208,7 +224,32 @@ def _ask(params, prompt, keys, canvas, members, step, codes, scored, banned, log
   node_keys = jnp.repeat(jax.vmap(lambda key: jax.random.fold_in(key, step))(keys), width)
   priority = options.policy.priority(position_stats(log_probs), node_keys)
   committed = masked & (rank_positions(priority, among=masked) < options.commit)
+  if options.weigh == "tokens" and options.steps > 1:
+    left = score_documents(values, codes, scored, masked & ~committed).reshape(inside.shape)
+    left = jnp.where(inside > -jnp.inf, left, -jnp.inf)
+    at = jnp.argmax(committed, axis=-1)
+    token_log_probs = log_probs[jnp.arange(len(flat)), at].reshape(batch, width, -1)
+    by_token = _weigh_tokens(token_log_probs, left, codes.T[at].reshape(batch, width, -1))
+    goes_on = (step < options.steps - 1) & committed.any(axis=-1).reshape(batch, width, 1)
+    inside = jnp.where(goes_on, by_token, inside)
   return inside, committed.reshape(batch, width, length)
+
+
+@functools.partial(jnp.vectorize, signature="(v),(n),(n)->(n)")
+def _weigh_tokens(log_probs: Float[Array, "V"], left: Float[Array, "N"], token: Int[Array, "N"]) -> Float[Array, "N"]:
+  """log P(d | x) of the documents of a node, its children weighed by their tokens alone.
+
+  Args:
+    log_probs: of the position that the node commits.
+    left: log-probability of each document's other masked positions; -inf outside the node.
+    token: of each document at that position.
+  """
+  most = jax.ops.segment_max(left, token, len(log_probs))
+  most = jnp.where(most > -jnp.inf, most, 0.0)  # no document has that token
+  of_child = most + jnp.log(jax.ops.segment_sum(jnp.exp(left - most[token]), token, len(log_probs)))
+  child = jnp.where(of_child > -jnp.inf, log_probs, -jnp.inf)
+  child -= jax.nn.logsumexp(child)
+  return jnp.where(left > -jnp.inf, child[token] + left - of_child[token], -jnp.inf)
 
 
 def _pick(state: TopKState, codes: Int[Array, "N L"], options: TopKOptions):

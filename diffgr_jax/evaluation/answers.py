@@ -315,8 +315,10 @@ def _make(name: str, run: Run, swept: int = 0) -> list[Method]:
       return [Method("one-pass", OnePass()), *corrected]
     case "topk":
       policy = make_policy(config.topk_policy, config.threshold)
-      topk = TopKOptions(policy, mask_id, swept or config.topk_steps, config.topk_beam, config.topk_commit)
-      return [Method(f"top-k, {topk.steps} steps, beam {topk.beam}", TopK(topk, prior))]
+      how = dict(steps=swept or config.topk_steps, beam=config.topk_beam, commit=config.topk_commit)
+      weighed = [TopKOptions(policy, mask_id, weigh=by, **how) for by in config.topk_weigh]
+      names = {"documents": "top-k", "tokens": "top-k by tokens"}
+      return [Method(f"{names[one.weigh]}, {one.steps} steps, beam {one.beam}", TopK(one, prior)) for one in weighed]
     case "constrained" | "free":
       return [Method(f"{way}, {name}", Generate(options, steps, constrained=name == "constrained"))]
     case "argmax":

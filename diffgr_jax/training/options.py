@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from diffgr_jax.data.vocab import SPECIAL_TOKENS
 from diffgr_jax.decoding.policies import POLICIES, make_policy
+from diffgr_jax.decoding.topk import WEIGHED_BY
 from diffgr_jax.diffusion.corruption import PROCESSES, SCHEDULES, make_process
 from diffgr_jax.docid.codes import CodeIndex, vocabulary_size
 from diffgr_jax.models.config import TransformerConfig
@@ -126,6 +127,10 @@ def _check_paradigm(config: Config) -> None:
       raise ValueError(
         f"config.decodings holds some of {', '.join(DECODINGS)}, each once, not {list(config.decodings)}"
       )
+    if not config.topk_weigh or not set(config.topk_weigh) <= set(WEIGHED_BY):
+      raise ValueError(f"config.topk_weigh holds some of {', '.join(WEIGHED_BY)}, not {list(config.topk_weigh)}")
+    if "tokens" in config.topk_weigh and config.topk_commit > 1:
+      raise ValueError(f"config.topk_commit must be 1, not {config.topk_commit}, where config.topk_weigh holds tokens")
     if min(config.sweep_steps, default=1) < 1:
       raise ValueError(f"config.sweep_steps holds numbers of at least 1, not {tuple(config.sweep_steps)}")
     return

@@ -18,6 +18,20 @@ def enumerate_scores(toy, params, prompt, seed, codes, scored, banned, prior, op
   score = np.full(len(codes), -np.inf)
   key = jax.random.key(seed)
 
+  def by_tokens(members, weight, masked, at, plain, corrected):
+    """Children by the token at one position, documents inside a child by the other masked positions."""
+    rest = masked & (np.arange(toy.length) != at)
+    left = np.array([corrected[rest & scored[d], codes[d][rest & scored[d]]].sum() for d in members])
+    left[~np.isfinite(weight)] = -np.inf
+    tokens = codes[members][:, at]
+    alive = {token for token, value in zip(tokens, left, strict=True) if np.isfinite(value)}
+    total = np.logaddexp.reduce([plain[at, token] for token in alive])
+    share = np.full(len(members), -np.inf)
+    for token in alive:
+      child = (tokens == token) & np.isfinite(left)
+      share[child] = plain[at, token] - total + left[child] - np.logaddexp.reduce(left[child])
+    return share
+
   def walk(canvas, members, mass, depth):
     logits = toy.denoise(params, prompt[None], jnp.asarray(canvas)[None])
     allowed = ~banned & (np.arange(toy.vocab) != toy.mask)
@@ -28,11 +42,13 @@ def enumerate_scores(toy, params, prompt, seed, codes, scored, banned, prior, op
     if not np.isfinite(weight).any():
       return
     inside = weight - np.logaddexp.reduce(weight)
-    score[members] = mass + inside
     stats = policies.position_stats(log_probs)
     priority = np.array(options.policy.priority(stats, jax.random.fold_in(key, depth)[None]))[0]
     priority[~masked] = -np.inf
     chosen = np.argsort(-priority, kind="stable")[: min(options.commit, masked.sum())]
+    if options.weigh == "tokens" and len(chosen) and depth + 1 < options.steps:
+      inside = by_tokens(members, weight, masked, chosen[0], exact + prior, exact)
+    score[members] = mass + inside
     if depth + 1 == options.steps or not len(chosen):
       return
     shown = canvas != toy.mask
@@ -57,9 +73,11 @@ def arrange(toy, seed, documents=30):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
 def test_a_beam_as_wide_as_the_corpus_is_enumeration(toy, policy):
-  for seed, steps, commit in ((0, 3, 1), (1, 2, 2), (2, 4, 2)):
+  for seed, steps, commit, weigh in (
+    (0, 3, 1, "documents"), (1, 2, 2, "documents"), (2, 4, 2, "documents"), (3, 2, 1, "tokens"), (4, 4, 1, "tokens")
+  ):  # fmt: skip
     params, inputs = arrange(toy, seed)
-    options = TopKOptions(policy, toy.mask, steps=steps, beam=30, commit=commit, pool=30)
+    options = TopKOptions(policy, toy.mask, steps=steps, beam=30, commit=commit, pool=30, weigh=weigh)
     found = decode_topk(params, *inputs, denoise=toy.denoise, options=options, k=30)
     for row, (prompt, row_seed) in enumerate(zip(inputs[0], inputs[1], strict=True)):
       exact = enumerate_scores(toy, params, prompt, row_seed, *inputs[2:], options)
@@ -82,6 +100,35 @@ def test_steps_change_the_ranking(toy):
   assert (ranked[0].forwards == 1).all()
   assert (ranked[1].canvases > 3).all()
   assert (ranked[1].forwards == 3).all()
+
+
+def test_weighed_by_tokens_from_left_to_right_it_is_the_chain_rule_over_what_exists(toy):
+  """In plain Python: a token's share among those that lead on, and so the score of a renormalised beam."""
+  params, (prompt, seeds, codes, _, banned, _) = arrange(toy, 7)
+  options = TopKOptions(policies.Sequential(), toy.mask, steps=toy.length, beam=30, pool=30, weigh="tokens")
+  whole = np.ones(codes.shape, bool)
+  found = decode_topk(params, prompt, seeds, codes, whole, banned, denoise=toy.denoise, options=options, k=30)
+  allowed = jnp.asarray(~banned & (np.arange(toy.vocab) != toy.mask))
+  for row in range(len(prompt)):
+    exact = np.zeros(30)
+    for d, code in enumerate(codes):
+      for level, token in enumerate(code):
+        canvas = np.where(np.arange(toy.length) < level, code, toy.mask).astype(np.int32)
+        logits = toy.denoise(params, prompt[row : row + 1], jnp.asarray(canvas)[None])[0, level]
+        log_probs = np.asarray(jax.nn.log_softmax(jnp.where(allowed, logits, -jnp.inf)), np.float64)
+        leads_on = np.unique(codes[(codes[:, :level] == code[:level]).all(axis=1), level])
+        exact[d] += log_probs[token] - np.logaddexp.reduce(log_probs[leads_on])
+    same = (codes[:, None] == codes[None]).all(axis=2).sum(axis=1)  # documents with one DocID share its probability
+    got = np.full(30, np.nan)
+    got[np.asarray(found.document[row])] = found.score[row]
+    np.testing.assert_allclose(got, exact - np.log(same), atol=2e-5)
+
+
+def test_children_are_weighed_by_one_token_at_a_time(toy):
+  with pytest.raises(ValueError, match=r"TopKOptions\.weigh is one of documents, tokens, not 'sets'"):
+    TopKOptions(POLICIES[0], toy.mask, 2, 2, weigh="sets")
+  with pytest.raises(ValueError, match=r"TopKOptions\.commit must be 1, not 2"):
+    TopKOptions(POLICIES[0], toy.mask, 2, 2, commit=2, weigh="tokens")
 
 
 def test_one_step_is_one_pass_scoring(toy):

@@ -258,6 +258,12 @@ def test_every_decoding_has_a_name_of_its_own(untrained):
   assert len(set(names)) == len(names) == len(DECODINGS) + 2  # one-pass and samples stand twice
 
 
+def test_top_k_is_shown_by_each_of_the_weighings_that_are_asked_for(untrained):
+  run = with_config(untrained[0], decodings=("topk",), topk_weigh=("documents", "tokens"), topk_steps=3, topk_beam=5)
+  named = {method.name: method.decoding.options.weigh for method in methods_of(run)}
+  assert named == {"top-k, 3 steps, beam 5": "documents", "top-k by tokens, 3 steps, beam 5": "tokens"}
+
+
 def test_steps_are_swept_in_every_decoding_that_has_them(untrained):
   settings = dict(decodings=DECODINGS, decode_steps=3, topk_steps=2, chain_steps=2, block_length=1, samples=2)
   plain = {m.name: m.decoding for m in methods_of(with_config(untrained[0], **settings))}
