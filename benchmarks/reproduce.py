@@ -178,8 +178,7 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/gqwiki_codes_bound/results.json", 10, _both("test", _ONE, "Hit@1"), machine="H100",
   ),
   "gqwiki_codes_bound_scale": Recipe(
-    "docs/docid.md",
-    ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
+    "docs/docid.md", ("make pretrained", f"{_INDEX} --levels=4 --out={W}/rq.npz",
      _main(f"docid/bound.py:index={W}/rq.npz,path={{data}}/gqwiki", "gqwiki_codes_bound_scale", "--config.dense=")),
     f"{W}/gqwiki_codes_bound_scale/results.json", 40, _both("test", _ONE, "Hit@1"),
   ),

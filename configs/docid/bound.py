@@ -2,8 +2,9 @@
 
 From MiniLM. With an index on its learned DocIDs (residual k-means of MiniLM vectors), else on titles; no document-level
 softmax, no row that is masked whole more often than the bound has it. What an answer is decoded in: one pass, T steps
-that commit tokens, and ours over documents, all of one checkpoint. Batch, rates and start_share were chosen on gqwiki's
-validation questions (docs/docid.md). Arguments: path, index, steps, seed, pretrained.
+that commit tokens, and ours over documents, all of one checkpoint. On codes start_share was chosen on gqwiki's
+validation questions, the rate by the training loss (docs/docid.md, docs/experiments.md).
+Arguments: path, index, steps, seed, pretrained.
 """
 
 import ml_collections
