@@ -18,14 +18,13 @@ import tempfile
 import time
 
 from absl import flags
-from jaxtyping import Bool, Int
 import numpy as np
 
 from diffgr_jax import cli
 from diffgr_jax.data.interactions.shop import MADE_UP, NAMES, item_documents, load_shop, read_users
 from diffgr_jax.docid.build import BuildOptions, build_index
 from diffgr_jax.evaluation.retrieval import results_record, typed_command
-from diffgr_jax.rerank.retrievers import RETRIEVERS, Requests, Retriever
+from diffgr_jax.rerank.retrievers import RETRIEVERS, Requests, Retriever, hits
 from diffgr_jax.rerank.splits import LeaveOneOut, leave_one_out
 from diffgr_jax.training.document_vectors import document_vectors
 from diffgr_jax.training.item_retriever import GENERATIVE, RetrieverRecipe, generative
@@ -41,12 +40,6 @@ _SPLITS = flags.DEFINE_list("splits", ["valid", "test"], "what is measured")
 _OUT = flags.DEFINE_string("out", None, "the file of results to write")
 
 _FIRST = (1, 10, 50)
-
-
-def hits(ranked: Int[np.ndarray, "R K"], target: Int[np.ndarray, "R"]) -> dict[str, float]:
-  """Shares of the requests whose target is among the first."""
-  found: Bool[np.ndarray, "R K"] = ranked == target[:, None]
-  return {f"Hit@{k}": float(found[:, :k].any(axis=1).mean()) for k in _FIRST} | {"requests": len(target)}
 
 
 def main(_) -> None:
@@ -92,7 +85,7 @@ def _measure(parts: LeaveOneOut, split: str, make: Callable[..., Retriever]) -> 
   ranked = retriever.rank(Requests(histories, users, places), max(_FIRST))
   took = {"seconds to make": round(made - began, 1), "seconds to rank": round(time.perf_counter() - made, 1)}
   target = np.array([histories[user][place] for user, place in zip(users, places, strict=True)], np.int64)
-  return hits(ranked, target) | took
+  return hits(ranked, target, *_FIRST) | {"requests": len(target)} | took
 
 
 def _table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
