@@ -39,6 +39,7 @@ from diffgr_jax.training.run import Run
 
 # Decodings in T steps, which `config.sweep_steps` shows at several T.
 STEPPED = ("topk", "constrained", "free", "stochastic", "blocks", "pseudo_beam", "best_of_n", "chain")
+ONE_PASS = ("one-pass", "one-pass, prior-corrected")  # what decodings of the same weights are compared with
 _DEPTH = 200  # documents of a ranked list: twice the largest cutoff of a metric
 
 
@@ -311,8 +312,7 @@ def _make(name: str, run: Run, swept: int = 0) -> list[Method]:
   way = f"{config.policy}, {steps} steps"
   match name:
     case "one_pass":
-      corrected = [Method("one-pass, prior-corrected", OnePass(prior))] if prior else []
-      return [Method("one-pass", OnePass()), *corrected]
+      return [Method(ONE_PASS[0], OnePass()), *([Method(ONE_PASS[1], OnePass(prior))] if prior else [])]
     case "topk":
       policy = make_policy(config.topk_policy, config.threshold)
       how = dict(steps=swept or config.topk_steps, beam=config.topk_beam, commit=config.topk_commit)

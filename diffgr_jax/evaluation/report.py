@@ -20,7 +20,7 @@ from diffgr_jax.data.records import Document, Query
 from diffgr_jax.diffusion.corruption import ExactCount
 from diffgr_jax.docid.codes import CodeIndex
 from diffgr_jax.docid.index import DocIdIndex
-from diffgr_jax.evaluation.answers import methods_of
+from diffgr_jax.evaluation.answers import ONE_PASS, methods_of
 from diffgr_jax.evaluation.baselines import Ranking, bm25, dense, hybrid, lsa
 from diffgr_jax.evaluation.exposure import exposure_figures, exposures, training_questions
 from diffgr_jax.evaluation.generative import Judged, Metrics, evaluate_method, judge
@@ -41,7 +41,7 @@ from diffgr_jax.training.start import pretrained_folder
 _NLL_SAMPLES = 16
 _BASELINE_PASSES = {"BM25": 0.0, "LSA": 0.0}  # of a dense encoder: 1, the query's vector
 _COMPARED = ("Hit@1", "MRR@10", "nDCG@10")  # with the rivals, question by question
-_RIVALS = ("BM25", "dense")
+_RIVALS = ("BM25", "dense", *ONE_PASS)
 _PerQuery = dict[str, dict[str, np.ndarray]]  # method -> metric -> a value for each question
 
 
@@ -230,11 +230,13 @@ def _evaluate_split(
   for method in tqdm(methods, desc=f"evaluating {name}", leave=False, delay=5):
     rows[method.name], per_query[method.name] = evaluate_method(run, params, method, judged, index)
   rivals = {label.rpartition(", ")[2]: label for label in baselines if label == "BM25" or label.endswith(", dense")}
-  for (label, figures), (short, rival) in itertools.product(rows.items(), rivals.items()):
-    for metric in _COMPARED if label != rival else ():
+  own = [method.name for method in methods]  # which are compared with one pass of the same weights, too
+  pairs = [*itertools.product(rows, rivals.items()), *((name, (rival, rival)) for name in own for rival in ONE_PASS)]
+  for label, (short, rival) in pairs:
+    for metric in _COMPARED if label != rival and rival in rows else ():
       if metric in per_query[label]:
         interval = paired_bootstrap(per_query[label][metric], per_query[rival][metric], seed=0)
-        figures |= {f"{metric} - {short} low": interval.low, f"{metric} - {short} high": interval.high}
+        rows[label] |= {f"{metric} - {short} low": interval.low, f"{metric} - {short} high": interval.high}
   if run.config.nelbo_queries and not run.autoregressive:
     rows[methods[0].name]["NELBO"] = _nelbo(run, params, judged, index)
   return rows, per_query
