@@ -91,9 +91,8 @@ def test_rollouts_on_pods_are_accepted(stage):
   check_config(importlib.import_module("configs.pod.rerank").get_config(f"stage={stage},start=w,teacher=t"))
 
 
-@pytest.mark.parametrize("models", ["", "colabs/models"])
-def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it(models):
-  given = f",models={models}" if models else ""
+@pytest.mark.parametrize("given", ["", ",candidates=5", ",models=colabs/models"])
+def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it(given):
   study = importlib.import_module("configs.rerank.study").get_config(f"seed=3,part=0.1{given}")
   cells, seen = cells_of(study), set()
   assert study.against in {cell.name for cell in cells}
@@ -107,7 +106,8 @@ def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it(models):
       config.examples = ""  # they are not there yet
     check_config(config)
     assert config.seed == 3
+    assert (config.list_size, config.list_pool) == ((5, 20) if "candidates" in given else (10, 50))
     for folder in filter(None, folders):
       assert folder in ("colabs/models/teacher", "colabs/models/student") or folder.removeprefix("{out}/") in seen
     seen.add(cell.name)
-  assert len(seen) == (10 if models else 12)
+  assert len(seen) == (11 if "models" in given else 13)

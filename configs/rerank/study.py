@@ -2,7 +2,8 @@
 
 for `python -m diffgr_jax.sweep`. Mid-training, SFT (the autoregressive teacher), its RL, naive conversion, CFT (on the
 messages of mid-training first), OPD, OPD then RL, RL without OPD, and OPD where decoding is slower and faster; each
-with its figures, all compared with the teacher. `part=0.1` takes a tenth of all steps.
+with its figures, all compared with the teacher. `part=0.1` takes a tenth of all steps. `candidates=5` is the quick one:
+lists of five, of the retriever's first twenty, in messages of half the length; fewer steps, and 1,024 test lists.
 
 `models=colabs/models` begins with a teacher and a student that are there (folders of these names), and runs the stages
 of rollouts alone. On 2 cores that takes hours: a step of OPD 20 to 30 seconds, an evaluation minutes.
@@ -14,18 +15,22 @@ from configs.docid.base import parse_arguments
 
 _ARGUMENTS = ("shop", "path", "candidates", "pool", "size", "seed", "part", "models", "block")
 _STEPS = {"mid": 2600, "sft": 4000, "teacher": 60, "lists": 400, "cft": 1800, "opd": 100, "rl": 60}
+_QUICK = {"mid": 1300, "sft": 2000, "teacher": 40, "lists": 200, "cft": 900, "opd": 40, "rl": 30}
 _CELLS = ("mid", "sft", "teacher", "lists", "cft", "opd")  # that others begin with
 _ENDS = {"learning_rate": 2e-3, "suffix_fraction": 0.5}  # half of the blocks are canvases of the policy `prefix`
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  given = {"pool": "50", "block": "8"} | parse_arguments(arg, _ARGUMENTS)
+  given = {"candidates": "10", "block": "8"} | parse_arguments(arg, _ARGUMENTS)
+  quick = int(given["candidates"]) <= 5
+  given.setdefault("pool", "20" if quick else "50")
   part, models, block = float(given.pop("part", "1")), given.pop("models", ""), given.pop("block")
   common = ",".join(f"{name}={value}" for name, value in given.items())
-  steps = {stage: max(2, round(part * count)) for stage, count in _STEPS.items()}
+  steps = {stage: max(2, round(part * count)) for stage, count in (_QUICK if quick else _STEPS).items()}
   config = ml_collections.ConfigDict()
   config.against = "teacher"
   rollouts = {"checkpoint_every": 10}
+  measured = {"eval_splits": ("test",), "eval_batch_size": 64} | ({"eval_limit": 1024} if quick else {})
 
   def cell(stage: str, count: str = "", fields: dict | None = None, **own: str) -> dict:
     """A run of a stage; of its `own` arguments, those that name a cell become that cell's folder."""
@@ -33,7 +38,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     given |= {name: f"{{out}}/{value}" if value in _CELLS else value for name, value in own.items()}
     given |= {"steps": steps[count]} if count else {}
     arguments = ",".join(f"{name}={value}" for name, value in given.items())
-    return {"config": f"configs/rerank/{stage}.py:{common},{arguments}", "fields": fields or {}}
+    return {"config": f"configs/rerank/{stage}.py:{common},{arguments}", "fields": measured | (fields or {})}
 
   trained = {
     "mid": cell("mid_training", "mid", {"eval_limit": 8}),
@@ -53,6 +58,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "opd": cell("opd", "opd", rollouts, start="cft", teacher="teacher"),
     "both": cell("rl", "rl", rollouts, start="opd"),
     "rl": cell("rl", "rl", rollouts, start="cft"),
+    "cft_slow": cell("convert", fields={"threshold": 1.0}, start="cft"),
     "opd_slow": cell("opd", "opd", rollouts | {"threshold": 1.0}, threshold="1.0", start="cft", teacher="teacher"),
     "cft_fast": cell("convert", fields={"threshold": 0.6}, start="cft"),
     "opd_fast": cell("opd", "opd", rollouts | {"threshold": 0.6}, threshold="0.6", start="cft", teacher="teacher"),
