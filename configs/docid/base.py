@@ -172,6 +172,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.topk_commit = 1  # positions that it commits in a canvas at a time
   config.topk_policy = "confidence"  # which: random | confidence | margin | entropy | sequential
   config.topk_weigh = ("documents",)  # what a canvas weighs a commitment by: documents | tokens, or both, apart
+  config.topk_root = (0.0,)  # shares that one pass has in what it ranks by, below 1; each apart
   config.temperature = 1.0  # of the samples of stochastic and best_of_n
   config.samples = 8  # of best_of_n
   config.pool = 100  # documents that a code is matched to, by match and, for each of its samples, by best_of_n

@@ -25,6 +25,13 @@ masked positions speak as if they were independent. "tokens": by what the model 
 but for nodes of the last step, which commit nothing. Left to right, with a step a position, that is the chain rule and
 the renormalised beam search of an autoregressive model; the prior correction counts where independence is assumed.
 
+WHAT IT RANKS BY (`root`). log P(d), or a share of it and for the rest what the root alone says, which is one pass:
+
+    (1 - root) log P(d) + root log P(d | root)
+
+The two err in other places: the path knows how positions depend on each other, the root has the prior correction at
+every position. It costs no canvas, as the root is asked anyhow; with root > 0 it is no log-probability any more.
+
 THE SEARCH. Each step asks the model about `beam` nodes at once: the untouched groups that hold the best documents so
 far, at whatever depth they are. Documents of other groups keep the score that their last node gave them, mass is only
 ever moved inside a group. With a beam as wide as the corpus every group is asked, and the scores are exact.
@@ -61,11 +68,14 @@ class TopKOptions:
   commit: int = 1  # positions that a node commits
   pool: int = 0  # only groups that hold one of this many best documents are asked about; 0: 4 x beam
   weigh: str = "documents"  # what a node weighs its children by: documents | tokens
+  root: float = 0.0  # share of the root's own opinion, that of one pass, in what documents are ranked by
 
   def __post_init__(self):
     for field, least in (("steps", 1), ("beam", 1), ("commit", 1), ("pool", 0)):
       if getattr(self, field) < least:
         raise ValueError(f"TopKOptions.{field} is {getattr(self, field)}; it must be {least} or more")
+    if not 0 <= self.root < 1:
+      raise ValueError(f"TopKOptions.root is {self.root}; it must be at least 0 and below 1")
     if self.weigh not in WEIGHED_BY:
       raise ValueError(f"TopKOptions.weigh is one of {', '.join(WEIGHED_BY)}, not {self.weigh!r}")
     if self.weigh == "tokens" and self.commit > 1:
@@ -82,12 +92,17 @@ class TopKState:
   """What a step hands to the next."""
 
   score: Float[Array, "B N"]  # log P of each document as far as it is known
+  root: Float[Array, "B N"]  # log P(d | root), by all positions: one pass
   node: Int[Array, "B N"]  # the last node asked that holds the document
   committed: Bool[Array, "B M L"]  # which positions the children of each node have committed
   nodes: Int[Array, ""]  # rows of `committed` in use
   forwards: Int[Array, "B"]  # steps in which the model was asked about something
   canvases: Int[Array, "B"]  # how many it was asked about
   step: Int[Array, ""]
+
+  def ranks(self, options: TopKOptions) -> Float[Array, "B N"]:
+    """What documents are ranked by."""
+    return (1 - options.root) * self.score + options.root * self.root if options.root else self.score
 
 
 def decode_topk(
@@ -103,7 +118,7 @@ def decode_topk(
   options: TopKOptions,
   k: int,
 ) -> Ranked:
-  """Ranks the k best documents for each prompt, with their log-probabilities as scores.
+  """Ranks the k best documents for each prompt, with their log-probabilities (`root` 0) as scores.
 
   Args:
     params: the model's parameters.
@@ -156,7 +171,7 @@ def _decode(params, prompt, row_seeds, codes, scored, banned, log_prior, *, deno
   step = functools.partial(_step, denoise=denoise, options=options)
   if options.steps > 1:
     state = jax.lax.fori_loop(1, options.steps, lambda _, s: step(params, prompt, keys, s, *index), state)
-  document, score = top_documents(state.score, k)
+  document, score = top_documents(state.ranks(options), k)
   return Ranked(document, score, state.forwards, state.canvases)
 
 
@@ -165,12 +180,13 @@ def _root(params, prompt, keys, codes, scored, banned, log_prior, *, denoise, op
   (batch, _), (documents, length) = prompt.shape, codes.shape
   canvas = jnp.full((batch, 1, length), options.mask_id, jnp.int32)
   everything = jnp.ones((batch, 1, documents), bool)
-  weights, committed = _ask(
+  weights, by_documents, committed = _ask(
     params, prompt, keys, canvas, everything, jnp.int32(0), codes, scored, banned, log_prior, denoise, options
   )
   table = jnp.zeros((batch, options.nodes, length), bool).at[:, 0].set(committed[:, 0])
   return TopKState(
     score=weights[:, 0],
+    root=by_documents[:, 0],
     node=jnp.zeros((batch, documents), jnp.int32),
     committed=table,
     nodes=jnp.int32(1),
@@ -187,7 +203,7 @@ def _step(params, prompt, keys, state, codes, scored, banned, log_prior, *, deno
   row = jnp.arange(len(prompt))[:, None]
   shown = state.committed[row, state.node[row, representative]]
   canvas = jnp.where(shown, codes[representative], options.mask_id)
-  inside, committed = _ask(
+  inside, _, committed = _ask(
     params, prompt, keys, canvas, members, state.step, codes, scored, banned, log_prior, denoise, options
   )
   mass = jax.nn.logsumexp(jnp.where(members, state.score[:, None], -jnp.inf), axis=-1)
@@ -196,6 +212,7 @@ def _step(params, prompt, keys, state, codes, scored, banned, log_prior, *, deno
   place = (state.nodes + jnp.argmax(members, axis=1)).astype(jnp.int32)
   return TopKState(
     score=jnp.where(taken, scores, state.score),
+    root=state.root,
     node=jnp.where(taken, place, state.node),
     committed=jax.lax.dynamic_update_slice_in_dim(state.committed, shown | committed, state.nodes, axis=1),
     nodes=state.nodes + options.beam,
@@ -209,7 +226,8 @@ def _ask(params, prompt, keys, canvas, members, step, codes, scored, banned, log
   """One forward pass over W canvases a row.
 
   Returns:
-    log P(d | x) Float[B, W, N], -inf outside `members`; and the positions that each node commits, Bool[B, W, L].
+    log P(d | x) Float[B, W, N], -inf outside `members`; the same weighed by documents; and the positions that each
+    node commits, Bool[B, W, L].
   """
   batch, width, length = canvas.shape
   flat = canvas.reshape(batch * width, length)
@@ -220,7 +238,7 @@ def _ask(params, prompt, keys, canvas, members, step, codes, scored, banned, log
   weights = score_documents(values, codes, scored, masked).reshape(batch, width, -1)
   weights = jnp.where(members, weights, -jnp.inf)
   total = jax.nn.logsumexp(weights, axis=-1, keepdims=True)
-  inside = jnp.where(members & (total > -jnp.inf), weights - total, -jnp.inf)
+  inside = by_documents = jnp.where(members & (total > -jnp.inf), weights - total, -jnp.inf)
   node_keys = jnp.repeat(jax.vmap(lambda key: jax.random.fold_in(key, step))(keys), width)
   priority = options.policy.priority(position_stats(log_probs), node_keys)
   committed = masked & (rank_positions(priority, among=masked) < options.commit)
@@ -232,7 +250,7 @@ def _ask(params, prompt, keys, canvas, members, step, codes, scored, banned, log
     by_token = _weigh_tokens(token_log_probs, left, codes.T[at].reshape(batch, width, -1))
     goes_on = (step < options.steps - 1) & committed.any(axis=-1).reshape(batch, width, 1)
     inside = jnp.where(goes_on, by_token, inside)
-  return inside, committed.reshape(batch, width, length)
+  return inside, by_documents, committed.reshape(batch, width, length)
 
 
 @functools.partial(jnp.vectorize, signature="(v),(n),(n)->(n)")
@@ -261,12 +279,12 @@ def _pick(state: TopKState, codes: Int[Array, "N L"], options: TopKOptions):
     A document of each group Int[B, W]; its members Bool[B, W, N], none for a slot that stayed empty.
   """
   batch, documents = state.score.shape
-  pool = min(options.pool or 4 * options.beam, documents)
+  pool, ranks = min(options.pool or 4 * options.beam, documents), state.ranks(options)
   row = jnp.arange(batch)
 
   def look(carry):
     looked, count, open_, representative, members = carry
-    best = jnp.argmax(jnp.where(open_, state.score, -jnp.inf), axis=-1)
+    best = jnp.argmax(jnp.where(open_, ranks, -jnp.inf), axis=-1)
     node = state.node[row, best]
     shown = state.committed[row, node]
     group = state.node == node[:, None]
@@ -291,8 +309,8 @@ def _pick(state: TopKState, codes: Int[Array, "N L"], options: TopKOptions):
     return (looked < pool) & ((count < options.beam) & open_.any(axis=-1)).any()
 
   # Only the documents of the pool begin a group; ties at its edge all count.
-  edge = jax.lax.top_k(state.score, pool)[0][:, -1:]
-  open_ = (state.score >= edge) & (state.score > -jnp.inf)
+  edge = jax.lax.top_k(ranks, pool)[0][:, -1:]
+  open_ = (ranks >= edge) & (ranks > -jnp.inf)
   start = (
     jnp.int32(0),
     jnp.zeros(batch, jnp.int32),

@@ -15,6 +15,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+import itertools
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -316,9 +317,9 @@ def _make(name: str, run: Run, swept: int = 0) -> list[Method]:
     case "topk":
       policy = make_policy(config.topk_policy, config.threshold)
       how = dict(steps=swept or config.topk_steps, beam=config.topk_beam, commit=config.topk_commit)
-      weighed = [TopKOptions(policy, mask_id, weigh=by, **how) for by in config.topk_weigh]
-      names = {"documents": "top-k", "tokens": "top-k by tokens"}
-      return [Method(f"{names[one.weigh]}, {one.steps} steps, beam {one.beam}", TopK(one, prior)) for one in weighed]
+      ways = itertools.product(config.topk_weigh, config.topk_root)
+      every = [TopKOptions(policy, mask_id, weigh=by, root=float(root), **how) for by, root in ways]
+      return [Method(_top_k_name(one), TopK(one, prior)) for one in every]
     case "constrained" | "free":
       return [Method(f"{way}, {name}", Generate(options, steps, constrained=name == "constrained"))]
     case "argmax":
@@ -347,6 +348,11 @@ def _make(name: str, run: Run, swept: int = 0) -> list[Method]:
       rescored = ChainRule(config.chain_candidates, groups, prior)
       return [Method(f"chain rule, {groups} steps, best {config.chain_candidates}", rescored)]
   raise ValueError(f"config.decodings names {name!r}, which is no decoding")
+
+
+def _top_k_name(options: TopKOptions) -> str:
+  by = {"documents": "", "tokens": " by tokens"}[options.weigh]
+  return f"top-k{by}, {options.steps} steps, beam {options.beam}" + (f", root {options.root:g}" if options.root else "")
 
 
 def _listed(ranked: Ranked) -> Answer:

@@ -129,6 +129,8 @@ def _check_paradigm(config: Config) -> None:
       )
     if not config.topk_weigh or not set(config.topk_weigh) <= set(WEIGHED_BY):
       raise ValueError(f"config.topk_weigh holds some of {', '.join(WEIGHED_BY)}, not {list(config.topk_weigh)}")
+    if not config.topk_root or not all(0 <= share < 1 for share in config.topk_root):
+      raise ValueError(f"config.topk_root holds shares of at least 0 and below 1, not {list(config.topk_root)}")
     if "tokens" in config.topk_weigh and config.topk_commit > 1:
       raise ValueError(f"config.topk_commit must be 1, not {config.topk_commit}, where config.topk_weigh holds tokens")
     if min(config.sweep_steps, default=1) < 1:

@@ -42,8 +42,8 @@ _MAY_CHANGE = {
   "mesh", "rules", "decode_rules", "attention", "microbatches", "remat", "data_dir", "dataset_path", "dataset_manifest",
   "decode_steps", "policy", "threshold", "remask", "eval_batch_size", "eval_splits", "eval_limit", "relevant_grade",
   "ce_chunk", "show_queries", "dense", "nelbo_queries", "decodings", "topk_steps", "topk_beam", "topk_commit",
-  "topk_policy", "topk_weigh", "beam_widths", "beam_scores", "start_share", "temperature", "samples", "pool",
-  "block_length", "beam_canvases", "chain_candidates", "chain_steps", "sweep_steps",
+  "topk_policy", "topk_weigh", "topk_root", "beam_widths", "beam_scores", "start_share", "temperature", "samples",
+  "pool", "block_length", "beam_canvases", "chain_candidates", "chain_steps", "sweep_steps",
 }  # fmt: skip
 
 # What a field was before it existed.
@@ -53,7 +53,7 @@ _OLDER = {
   "lora_rank": 0, "lora_alpha": 16.0, "lora_targets": ["query", "value"],
   "pattern": "bidirectional", "code_head": False, "spare_unasked": False,
   "paradigm": "diffusion", "label_smoothing": 0.0, "beam_widths": [], "beam_scores": ["renormalised"],
-  "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence", "topk_weigh": ["documents"],
+  "topk_beam": 8, "topk_commit": 1, "topk_policy": "confidence", "topk_weigh": ["documents"], "topk_root": [0.0],
   "temperature": 1.0, "samples": 8, "pool": 100, "block_length": 4, "beam_canvases": 8, "chain_candidates": 20,
   "chain_steps": 0, "sweep_steps": [],
   "keep_every": 0, "keep_best": 0, "best_metric": "valid MRR@100",
@@ -70,8 +70,9 @@ DECODING_FIELDS = {
   "eval_batch_size": int, "eval_splits": list[str], "eval_limit": int, "relevant_grade": int,
   "dense": str, "nelbo_queries": int, "beam_widths": list[int], "beam_scores": list[str],
   "topk_steps": int, "topk_beam": int, "topk_commit": int, "topk_policy": str, "topk_weigh": list[str],
-  "start_share": float, "decodings": list[str], "temperature": float, "samples": int, "pool": int, "block_length": int,
-  "beam_canvases": int, "chain_candidates": int, "chain_steps": int, "sweep_steps": list[int],
+  "topk_root": list[float], "start_share": float, "decodings": list[str], "temperature": float, "samples": int,
+  "pool": int, "block_length": int, "beam_canvases": int, "chain_candidates": int, "chain_steps": int,
+  "sweep_steps": list[int],
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Top-k diffusion decoding against enumeration of the score that it ranks by."""
 
+import dataclasses
 import inspect
 
 import jax
@@ -174,7 +175,38 @@ def test_the_loop_agrees_with_its_twin_and_rows_with_themselves(toy):
     assert (single.canvases[0], single.forwards[0]) == (found.canvases[1], found.forwards[1])
 
 
-@pytest.mark.parametrize("field, value", [("steps", 0), ("beam", 0), ("commit", 0), ("pool", -1)])
+@pytest.mark.parametrize("weigh", ["documents", "tokens"])
+def test_a_share_of_the_root_ranks_by_one_pass_too(toy, weigh):
+  params, inputs = arrange(toy, 8)
+  prompt, _, *index = (jnp.asarray(x) for x in inputs)
+  total = scoring.one_pass_scores(params, prompt, *index, denoise=toy.denoise, mask_id=toy.mask)
+  one = total - jax.nn.logsumexp(total, axis=-1, keepdims=True)
+  plain = TopKOptions(policies.Sequential(), toy.mask, steps=3, beam=30, pool=30, weigh=weigh)
+  mixed = dataclasses.replace(plain, root=0.25)
+  found = decode_topk(params, *inputs, denoise=toy.denoise, options=mixed, k=30)
+  *_, last = decode_topk_steps(params, *inputs, denoise=toy.denoise, options=plain)
+  assert not np.allclose(last.score, one, atol=1e-2)
+  document, score = scoring.top_documents(0.75 * last.score + 0.25 * one, 30)
+  assert (document == found.document).all()
+  np.testing.assert_allclose(found.score, score, atol=2e-5)
+
+
+def test_a_narrow_beam_follows_what_it_ranks_by(toy):
+  """With almost nothing but the root, the one group asked about is that of the best document of one pass."""
+  params, inputs = arrange(toy, 9)
+  codes = inputs[2]
+  options = TopKOptions(policies.Sequential(), toy.mask, steps=2, beam=1, weigh="tokens", root=0.999)
+  first, last = decode_topk_steps(params, *inputs, denoise=toy.denoise, options=options)
+  assert (np.argmax(first.root, axis=-1) != np.argmax(first.score, axis=-1)).any()
+  for root, node in zip(np.asarray(first.root), np.asarray(last.node), strict=True):
+    groups = (codes[:, 0] == codes[best, 0] for best in np.argsort(-root))
+    group = next(group for group in groups if len(np.unique(codes[group], axis=0)) > 1)  # else nothing to decide
+    assert ((node == 1) == group).all()
+
+
+@pytest.mark.parametrize(
+  "field, value", [("root", 1.0), ("root", -0.1), ("steps", 0), ("beam", 0), ("commit", 0), ("pool", -1)]
+)
 def test_options_that_cannot_work_are_refused(toy, field, value):
   with pytest.raises(ValueError, match=rf"TopKOptions\.{field} is {value}"):
     TopKOptions(POLICIES[0], toy.mask, **({"steps": 2, "beam": 2} | {field: value}))

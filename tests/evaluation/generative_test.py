@@ -262,6 +262,9 @@ def test_top_k_is_shown_by_each_of_the_weighings_that_are_asked_for(untrained):
   run = with_config(untrained[0], decodings=("topk",), topk_weigh=("documents", "tokens"), topk_steps=3, topk_beam=5)
   named = {method.name: method.decoding.options.weigh for method in methods_of(run)}
   assert named == {"top-k, 3 steps, beam 5": "documents", "top-k by tokens, 3 steps, beam 5": "tokens"}
+  shared = with_config(run, topk_weigh=("tokens",), topk_root=(0.0, 0.5))
+  named = {method.name: method.decoding.options.root for method in methods_of(shared)}
+  assert named == {"top-k by tokens, 3 steps, beam 5": 0.0, "top-k by tokens, 3 steps, beam 5, root 0.5": 0.5}
 
 
 def test_steps_are_swept_in_every_decoding_that_has_them(untrained):

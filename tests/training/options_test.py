@@ -40,6 +40,8 @@ from diffgr_jax.training.options import check_batch, check_config
     (dict(paradigm="autoregressive", process="clean", beam_widths=(2,), sweep_steps=(2,)), "sweep_steps is for deno"),
     (dict(sweep_steps=(2, 0)), r"config\.sweep_steps holds numbers of at least 1, not \(2, 0\)"),
     (dict(topk_weigh=("codes",)), r"config\.topk_weigh holds some of documents, tokens, not \['codes'\]"),
+    (dict(topk_root=(0.5, 1.0)), r"config\.topk_root holds shares of at least 0 and below 1, not \[0\.5, 1\.0\]"),
+    (dict(topk_root=()), r"config\.topk_root holds shares"),
     (dict(topk_weigh=("tokens",), topk_commit=2), "config.topk_commit must be 1, not 2, where config.topk_weigh"),
     (dict(eval_limit=-1), "config.eval_limit is at least 0, not -1"),
     (dict(start_share=0.5), "config.start_share must be 0 unless"),
