@@ -161,6 +161,12 @@ RECIPES: dict[str, Recipe] = {
      _main(f"docid/bound.py:index={W}/rq.npz,path={{data}}/gqwiki", "gqwiki_codes_bound_scale", "--config.dense=")),
     f"{W}/gqwiki_codes_bound_scale/results.json", 40, _both("test", _ONE, "Hit@1"),
   ),
+  "gqwiki_titles_bound_topk": Recipe(
+    "docs/docid.md",
+    ("make pretrained", _main("docid/bound.py:path={data}/gqwiki", "gqwiki_titles_bound_topk")),
+    f"{W}/gqwiki_titles_bound_topk/results.json", 45,
+    _both("test", _BEST, "Hit@1") + _both("test", "top-k by tokens, 4 steps, beam 8, root 0.4", "Hit@1"),
+  ),
   "gqwiki_titles_bound": Recipe(
     "docs/docid.md",
     ("make pretrained", _main("docid/minilm.py:path={data}/gqwiki,steps=800", "gqwiki_titles_bound",

@@ -2,8 +2,8 @@
 
 From MiniLM. With an index on its learned DocIDs (residual k-means of MiniLM vectors), else on titles; no document-level
 softmax, no row that is masked whole more often than the bound has it. What an answer is decoded in: one pass, T steps
-that commit tokens, and ours over documents, all of one checkpoint. On codes start_share was chosen on gqwiki's
-validation questions, the rate by the training loss (docs/docid.md, docs/experiments.md).
+that commit tokens, and ours over documents, all of one checkpoint. On codes start_share, on titles topk_root was chosen
+on gqwiki's validation questions, the rate on codes by the training loss (docs/docid.md, docs/experiments.md).
 Arguments: path, index, steps, seed, pretrained.
 """
 
@@ -22,6 +22,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.all_masked_fraction = 0.0
   config.decodings = ("one_pass", "topk", "constrained", "free")
   config.eval_every = 0
+  config.topk_policy = "sequential"
   if learned:
     config.batch_size = 64
     config.learning_rate = 3e-4
@@ -29,7 +30,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # Every level has a softmax of its own, which a scale of 20 leaves nearly flat; rows learn what the other codes say.
     config.code_scale = 40.0
     config.row_rate = 1.0
-    config.topk_policy = "sequential"
   else:
     config.batch_size = 128
+    config.topk_weigh = ("documents", "tokens")  # ranked by tokens and one pass, four steps beat one pass
+    config.topk_root = (0.0, 0.4)
   return config.lock()
