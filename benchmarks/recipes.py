@@ -334,6 +334,13 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/item_retrievers_made_up.json", 20,
     (("test", "generative", "Hit@10"), ("test", "generative", "Hit@50"), ("test", "covisitation", "Hit@10")), 0.02,
   ),
+  "item_retrievers_beauty": Recipe(
+    "docs/reranking.md",
+    ("python -m benchmarks.item_retrievers --shop=amazon_beauty --path={data}/amazon_beauty"
+     f" --vectors={{data}}/amazon_beauty/items_minilm_f16.npy --out={W}/item_retrievers_beauty.json",),
+    f"{W}/item_retrievers_beauty.json", 20,
+    (("test", "generative", "Hit@50"), ("test", "covisitation", "Hit@10"), ("test", "covisitation", "Hit@50")), 0.02,
+  ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",
     (f"python -m benchmarks.rerank_headroom --shop=made_up --vectors=lsa --draws=2 --out={W}/made_up_headroom.json",),
