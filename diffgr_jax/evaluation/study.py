@@ -18,7 +18,7 @@ import subprocess
 import sys
 from typing import Any
 
-from diffgr_jax.evaluation.rerank_study import rerank_tables
+from diffgr_jax.evaluation.rerank_study import differences, own_system, read_places, rerank_tables
 from diffgr_jax.evaluation.retrieval import format_table, is_baseline, results_record, typed_command
 from diffgr_jax.parallel.preemption import EXIT_CODE
 
@@ -167,15 +167,24 @@ def best_on_validation(rows: Sequence[Mapping[str, object]], metric: str = "Hit@
   return max(runs, key=mean, default=None)
 
 
-def study_record(outcomes: Sequence[Outcome]) -> dict[str, object]:
-  """One record of all runs: a method is called `RUN: METHOD`, a baseline by its name alone, as the first run has it."""
-  metrics: dict[str, dict[str, Mapping[str, float]]] = {}
+def study_record(outcomes: Sequence[Outcome], out: Path, against: str = "") -> dict[str, Any]:
+  """One record of all runs: a method is called `RUN: METHOD`, a baseline by its name alone, as the first run has it.
+
+  Re-rankers have their paired differences to the run `against`, and `places` (rerank_study.py).
+  """
+  metrics: dict[str, dict[str, dict[str, float]]] = {}
+  places: dict[str, dict[str, dict[str, str]]] = {}
   for outcome in outcomes:
     for split, methods in (outcome.record or {"metrics": {}})["metrics"].items():
+      named = {m: m if is_baseline(m) else f"{outcome.cell.name}: {m}" for m in methods}
       for method, figures in methods.items():
-        name = method if is_baseline(method) else f"{outcome.cell.name}: {method}"
-        metrics.setdefault(split, {}).setdefault(name, figures)
-  return results_record(
+        metrics.setdefault(split, {}).setdefault(named[method], dict(figures))
+      if placed := read_places(out, outcome.cell.name, split):
+        places.setdefault(split, {})[outcome.cell.name] = placed.written()
+        rival = read_places(out, against, split) if against not in ("", outcome.cell.name) else None
+        if rival:
+          metrics[split][named[own_system(methods)]] |= differences([placed], [rival], against)
+  record = results_record(
     command=typed_command(),
     status="measured",
     seeds={
@@ -186,6 +195,7 @@ def study_record(outcomes: Sequence[Outcome]) -> dict[str, object]:
     metrics=metrics,
     settings={"runs": {one.cell.name: _setting(one) for one in outcomes}},
   )
+  return record | ({"places": places} if places else {})
 
 
 def _setting(outcome: Outcome) -> Mapping[str, Any]:
@@ -194,9 +204,11 @@ def _setting(outcome: Outcome) -> Mapping[str, Any]:
 
 def write_study(outcomes: Sequence[Outcome], out: Path, against: str = "") -> str:
   """Writes study.json and study.md; returns what study.md says. `against`: what re-rankers are compared with."""
-  (out / "study.json").write_text(json.dumps(study_record(outcomes), indent=1) + "\n", encoding="utf-8")
+  record = study_record(outcomes, out, against)
+  (out / "study.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
   if any("stage" in (outcome.record or {}).get("settings", {}) for outcome in outcomes):
-    text = rerank_tables({outcome.cell.name: outcome.record for outcome in outcomes}, out, against)
+    failed = [f"{outcome.cell.name}: failed" for outcome in outcomes if not outcome.record]
+    text = "\n\n".join([rerank_tables(record["metrics"], against), *failed])
     (out / "study.md").write_text(text + "\n", encoding="utf-8")
     return text
   rows = table_rows(outcomes)
