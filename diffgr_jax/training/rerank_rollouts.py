@@ -130,6 +130,7 @@ class _Writer:
 
   def write(self, params: Params, number: int, indices: Sequence[int]) -> tuple[Rows, Figures]:
     """The rollouts of a round as the rows of its steps."""
+    jax.block_until_ready(params)  # the update that makes them is still under way, and is no rollout's time
     began = time.monotonic()
     config = self._config
     with jax.set_mesh(self._mesh):

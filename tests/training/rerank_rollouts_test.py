@@ -1,13 +1,15 @@
 """OPD and RL in the one loop, on tiny shops: resumed = uninterrupted, ahead or not; what is refused, and watched."""
 
 import json
+import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from diffgr_jax.stages.rl import RlStage
-from diffgr_jax.training import loop
+from diffgr_jax.training import loop, rerank_rollouts
 from diffgr_jax.training.jobs import check_config
 from diffgr_jax.training.metrics import Collapse
 from diffgr_jax.training.rerank_rollouts import RolloutJob
@@ -54,6 +56,24 @@ def interrupted(config, workdir, monkeypatch, at):
     loop.train_and_evaluate(config, workdir)
   monkeypatch.setattr(loop, "train_step", real)
   return loop.train_and_evaluate(config, workdir)
+
+
+def test_the_time_of_an_update_is_not_counted_as_that_of_rollouts(started, tmp_path, monkeypatch):
+  """Weights are waited for before the clock starts: here the wait, and nothing else, takes an hour."""
+  real, waited = jax.block_until_ready, [0.0]
+
+  def wait(x):
+    waited[0] += 3600.0
+    return real(x)
+
+  monkeypatch.setattr(jax, "block_until_ready", wait)
+  clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + waited[0])
+  monkeypatch.setattr(rerank_rollouts, "time", clock)
+  loop.train_and_evaluate(opd(started), tmp_path)
+  lines = metrics(tmp_path)
+  assert waited[0] >= 3600.0 * len(lines)
+  assert all(0 < line["rollout_seconds"] < 1800 for line in lines)
+  assert all(line["rollout_share"] < 0.5 for line in lines)
 
 
 @pytest.mark.parametrize(
