@@ -1,6 +1,6 @@
 """The table of a re-ranking study, from the records and rankings that its runs left: a row for each stage.
 
-retriever, boosted trees, best order      once, from the first record
+retriever, boosted trees, best order      once, from the record of the run that others are compared with
 a row for each run                        R@1, R@3, NDCG@3, validity, speed, and its paired differences to one of them
 
 A study keeps where each run has the targets, a letter a list, so that studies of several seeds can be pooled later from
@@ -105,7 +105,7 @@ def _rows(systems: Mapping[str, Mapping[str, float]], against: str) -> list[dict
     run, _, system = name.partition(": ")
     runs.setdefault(run, {})[system] = figures
   show = lambda own: {key: own[key] for key in _SHOWN if key in own}
-  first = next(iter(runs.values()))
+  first = runs.get(against) or next(iter(runs.values()))  # the first may have been measured on few lists
   rows: list[dict[str, Any]] = [
     {"run": "", "decoder": system} | show(first[system]) for system in _ONCE if system in first
   ]

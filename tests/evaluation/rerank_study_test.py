@@ -37,13 +37,15 @@ def written(out, given, against="sft"):
 
 
 def test_the_table(tmp_path):
-  runs = [*outcomes(tmp_path, ("sft", 30), ("cft", 10, 20)), Outcome(Cell("rl", "x"), None, "no memory")]
+  runs = [*outcomes(tmp_path, ("mid", 5), ("sft", 30), ("cft", 10, 20)), Outcome(Cell("rl", "x"), None, "no memory")]
   text, record = written(tmp_path, runs)
   lines = text.splitlines()
   assert lines[0] == "test:"
   assert sum("boosted trees" in line for line in lines) == 1
   assert "repair" not in text
   assert "rl: failed" in text
+  (row,) = [line for line in lines if "boosted trees" in line]
+  assert "0.750" in row  # from sft, not from what stands first
   (row,) = [line for line in lines if line.startswith("| cft")]
   assert "-0.500 (-0.650 to -0.350)" in row
   (row,) = [line for line in lines if line.startswith("| sft")]
