@@ -341,6 +341,15 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/item_retrievers_beauty.json", 20,
     (("test", "generative", "Hit@50"), ("test", "covisitation", "Hit@10"), ("test", "covisitation", "Hit@50")), 0.02,
   ),
+  "made_up_quick_first": Recipe(
+    "docs/reranking.md",
+    (f"python -m diffgr_jax.sweep --config=configs/rerank/study.py:candidates=5,seed=0 --out={W}/made_up_quick"
+     " --only=mid,sft,teacher,naive,lists,cft,opd",),
+    f"{W}/made_up_quick/study.json", 45,
+    (("test", "sft: autoregressive", "R@1"), ("test", "cft: block 8, prefix", "valid"),
+     ("test", "opd: block 8, prefix", "valid")),
+    remark="the minutes are an estimate: its first two runs had other work beside them",
+  ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",
     (f"python -m benchmarks.rerank_headroom --shop=made_up --vectors=lsa --draws=2 --out={W}/made_up_headroom.json",),
