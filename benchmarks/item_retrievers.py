@@ -23,8 +23,14 @@ import numpy as np
 from diffgr_jax import cli
 from diffgr_jax.data.interactions.shop import MADE_UP, NAMES, item_documents, load_shop, read_users
 from diffgr_jax.docid.build import BuildOptions, build_index
-from diffgr_jax.evaluation.retrieval import results_record, typed_command
-from diffgr_jax.rerank.retrievers import RETRIEVERS, Requests, Retriever, hits
+from diffgr_jax.evaluation.retrieval import (
+  means,
+  place_in_ranking,
+  results_record,
+  retrieval_metrics,
+  typed_command,
+)
+from diffgr_jax.rerank.retrievers import RETRIEVERS, Requests, Retriever
 from diffgr_jax.rerank.splits import LeaveOneOut, leave_one_out
 from diffgr_jax.training.document_vectors import document_vectors
 from diffgr_jax.training.item_retriever import GENERATIVE, RetrieverRecipe, generative
@@ -84,8 +90,10 @@ def _measure(parts: LeaveOneOut, split: str, make: Callable[..., Retriever]) -> 
   made = time.perf_counter()
   ranked = retriever.rank(Requests(histories, users, places), max(_FIRST))
   took = {"seconds to make": round(made - began, 1), "seconds to rank": round(time.perf_counter() - made, 1)}
-  target = np.array([histories[user][place] for user, place in zip(users, places, strict=True)], np.int64)
-  return hits(ranked, target, *_FIRST) | {"requests": len(target)} | took
+  targets = [[int(histories[user][place])] for user, place in zip(users, places, strict=True)]
+  falling = np.broadcast_to(-np.arange(ranked.shape[1], dtype=np.float64), ranked.shape)
+  found = retrieval_metrics(place_in_ranking(ranked, falling, targets), hit_at=_FIRST, mrr_at=(), ndcg_at=())
+  return means(found) | {"requests": len(targets)} | took
 
 
 def _table(figures: dict[str, dict[str, dict[str, float]]]) -> str:

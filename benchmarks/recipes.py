@@ -348,7 +348,7 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/made_up_quick/study.json", 45,
     (("test", "sft: autoregressive", "R@1"), ("test", "cft: block 8, prefix", "valid"),
      ("test", "opd: block 8, prefix", "valid")),
-    remark="the minutes are an estimate: its first two runs had other work beside them",
+    remark="The minutes are an estimate: the first two runs of the record had other work beside them.",
   ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",

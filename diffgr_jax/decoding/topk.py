@@ -29,8 +29,9 @@ WHAT IT RANKS BY (`root`). log P(d), or a share of it and for the rest what the 
 
     (1 - root) log P(d) + root log P(d | root)
 
-The two err in other places: the path knows how positions depend on each other, the root has the prior correction at
-every position. It costs no canvas, as the root is asked anyhow; with root > 0 it is no log-probability any more.
+The path knows how positions depend on each other, the root has the prior correction at every position; on titles both
+together find more than either (docs/docid.md). It costs no canvas, as the root is asked anyhow; with root > 0 it is no
+log-probability any more.
 
 THE SEARCH. Each step asks the model about `beam` nodes at once: the untouched groups that hold the best documents so
 far, at whatever depth they are. Documents of other groups keep the score that their last node gave them, mass is only

@@ -23,7 +23,7 @@ from diffgr_jax.evaluation.retrieval import format_table, paired_bootstrap
 _SHOWN = ("R@1", "R@3", "NDCG@3", "R@1 of the best", "valid", "tokens a forward", "tokens/s")
 _ONCE = (RETRIEVER, TREES, BEST)
 _COMPARED = ("R@1", "NDCG@3", "valid")
-_VALID, _INVALID = "0123456789", "abcdefghij"  # by the target's place
+_VALID, _INVALID = "0123456789", "abcdefghij"  # by the target's place; the last: tenth or behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,9 @@ class Placed:
     return {"R@1": (self.place == 0).astype(float), "NDCG@3": gain, "valid": self.valid.astype(float)}
 
   def written(self) -> dict[str, str]:
-    letters = ((_VALID if valid else _INVALID)[place] for place, valid in zip(self.place, self.valid, strict=True))
+    letters = (
+      (_VALID if valid else _INVALID)[min(place, 9)] for place, valid in zip(self.place, self.valid, strict=True)
+    )
     return {"lists": self.lists, "places": "".join(letters)}
 
   @classmethod

@@ -243,12 +243,6 @@ def first_of(
   return items[np.lexsort((order[items], -scores))[:k]].astype(np.int64)
 
 
-def hits(ranked: Int[np.ndarray, "R K"], target: Int[np.ndarray, "R"], *firsts: int) -> dict[str, float]:
-  """Shares of the requests whose target is among the first 1, 10, ... items, as Hit@1, Hit@10, ..."""
-  found = ranked == target[:, None]
-  return {f"Hit@{first}": float(found[:, :first].any(axis=1).mean()) for first in firsts}
-
-
 RETRIEVERS: dict[str, Callable[..., CoVisitation]] = {
   "covisitation": covisitation,
   "symmetric": symmetric,

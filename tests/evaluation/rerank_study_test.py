@@ -74,6 +74,8 @@ def test_places_are_kept_as_letters(tmp_path):
   assert placed.metrics()["valid"].sum() == 39
   assert placed.metrics()["R@1"].sum() == 2
   assert np.isclose(placed.metrics()["NDCG@3"].sum(), 2 + 38 * 0.5)
+  far = rerank_study.Placed("x", np.array([0, 9, 14]), np.array([True, False, True]))
+  assert far.written()["places"] == "0j9"
 
 
 def test_seeds_are_pooled_from_their_records(tmp_path):

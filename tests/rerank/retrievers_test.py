@@ -120,8 +120,3 @@ def test_options_that_mean_nothing_are_refused():
   for options in (dict(last=-1), dict(forward=-0.1), dict(decay=1.1)):
     with pytest.raises(ValueError, match=r"decay lies in \[0, 1\]"):
       r.CoVisitation("x", counts, **options)
-
-
-def test_hits_are_shares_of_the_requests():
-  ranked = np.arange(60)[None].repeat(4, axis=0)
-  assert r.hits(ranked, np.array([0, 9, 10, 55]), 1, 10, 50) == {"Hit@1": 0.25, "Hit@10": 0.5, "Hit@50": 0.75}
