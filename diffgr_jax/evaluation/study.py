@@ -67,7 +67,9 @@ def cells_of(config: Any) -> list[Cell]:
   return cells
 
 
-LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # quicker on a CPU (docs/experiments.md, Speed); read at a start
+# A run's environment where it says nothing else: large pages are quicker on a CPU (docs/experiments.md, Speed), and are
+# asked for before a process starts.
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 # A run that was told to leave, in training, where it saves first, or behind it, where all is saved.
 _TOLD = (EXIT_CODE, -signal.SIGTERM)
@@ -87,7 +89,8 @@ def run_command(cell: Cell, out: Path) -> int:
 
     before = signal.signal(signal.SIGTERM, tell)
     try:
-      children.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=LARGE_PAGES | dict(os.environ)))
+      environment = _LARGE_PAGES | dict(os.environ)
+      children.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment))
       if told:  # before there was a child
         children[0].terminate()
       code = children[0].wait()

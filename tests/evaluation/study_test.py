@@ -129,6 +129,19 @@ def test_a_command_that_was_done_before_it_heard_counts_as_told(tmp_path, monkey
   assert study.run_command(A, tmp_path) == 75
 
 
+@pytest.mark.parametrize("own", [None, "glibc.malloc.hugetlb=0"])
+def test_a_run_has_large_pages_unless_its_user_says_otherwise(tmp_path, monkeypatch, own):
+  monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+  if own:
+    monkeypatch.setenv("GLIBC_TUNABLES", own)
+  command = tmp_path / "command"
+  command.write_text("#!/bin/sh\necho $GLIBC_TUNABLES\n", encoding="utf-8")
+  command.chmod(0o755)
+  monkeypatch.setattr(study.sys, "executable", str(command))
+  assert study.run_command(A, tmp_path) == 0
+  assert (tmp_path / "a.log").read_text(encoding="utf-8").split() == [own or "glibc.malloc.hugetlb=1"]
+
+
 def test_a_workdir_of_another_cell_is_refused_before_anything_runs(tmp_path):
   list(run_cells([B], tmp_path, Runner()))
   runner = Runner()
