@@ -15,7 +15,7 @@ from configs.docid.base import parse_arguments
 
 _ARGUMENTS = ("shop", "path", "candidates", "pool", "size", "seed", "part", "models", "block")
 _STEPS = {"mid": 2600, "sft": 4000, "teacher": 60, "lists": 400, "cft": 1800, "opd": 100, "rl": 60}
-_QUICK = {"mid": 1300, "sft": 4000, "teacher": 40, "lists": 200, "cft": 900, "opd": 40, "rl": 30}
+_QUICK = {"mid": 2600, "sft": 4000, "teacher": 40, "lists": 200, "cft": 900, "opd": 40, "rl": 30}
 _CELLS = ("mid", "sft", "teacher", "lists", "cft", "opd")  # that others begin with
 _ENDS = {"learning_rate": 2e-3, "suffix_fraction": 0.5}  # half of the blocks are canvases of the policy `prefix`
 
