@@ -73,8 +73,12 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[Any, dict[str,
   config.supporters = -1  # items of the history that speak for a candidate, at most
   config.evidence = True  # whether a prompt says what speaks for a candidate
 
-  # Traces (rerank/reasoning.py): written from evidence, files of JSON lines, or those of the run this one starts from.
-  config.traces = "template"  # template | start | FILE.jsonl[+FILE.jsonl]
+  # Traces (rerank/reasoning.py): written from evidence, those of the run this one starts from, what a trained teacher
+  # writes (training/sampled_traces.py), or files of JSON lines.
+  config.traces = "template"  # template | start | sampled | FILE.jsonl[+FILE.jsonl]
+  config.trace_model = ""  # sampled: the workdir of the teacher; "": that of the start
+  config.trace_lists = 0  # sampled: training lists that are answered, drawn by the seed; 0: all
+  config.trace_tries, config.trace_temperature = 1, 0.0  # sampled: answers to a list at most; 0: the likeliest one
   config.examples = ""  # workdirs joined by +, whose examples are learned in place of any that would be made
   config.trace_scores = "trees"  # what a template ranks by: trees (boosted, on the evidence as worded) | evidence
   config.trace_moved = 3 if size in ("tiny", "small") else 0  # a template's ranking moves so many up; 0: by score

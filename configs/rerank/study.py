@@ -1,9 +1,10 @@
 """All stages of a re-ranker, one after another: `--config=configs/rerank/study.py[:shop=NAME,path=DIR,seed=0]`
 
 for `python -m diffgr_jax.sweep`. Mid-training, SFT (the autoregressive teacher), its RL, naive conversion, CFT (on the
-messages of mid-training first), OPD, OPD then RL, RL without OPD, and OPD where decoding is slower and faster; each
-with its figures, all compared with the teacher. `part=0.1` takes a tenth of all steps. `candidates=5` is the quick one:
-lists of five, of the retriever's first twenty, in messages of half the length; fewer steps, and 1,024 test lists.
+messages of mid-training first, then on what the teacher writes), OPD, OPD then RL, RL without OPD, and OPD where
+decoding is slower and faster; each with its figures, all compared with the teacher. `part=0.1` takes a tenth of all
+steps. `candidates=5` is the quick one: lists of five, of the retriever's first twenty, in messages of half the length;
+fewer steps, and 1,024 test lists.
 
 `models=colabs/models` begins with a teacher and a student that are there (folders of these names), and runs the stages
 of rollouts alone. On 2 cores that takes hours: a step of OPD 20 to 30 seconds, an evaluation minutes.
@@ -46,7 +47,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "teacher": cell("rl", "teacher", rollouts, start="sft"),
     "naive": cell("convert", start="teacher"),
     "lists": cell("cft", "lists", _ENDS | {"eval_limit": 8}, start="teacher", lists="mid"),
-    "cft": cell("cft", "cft", _ENDS, start="lists", examples="sft"),
+    "cft": cell("cft", "cft", _ENDS | {"trace_lists": 8000}, start="lists", traces="sampled", writer="teacher"),
   }
   there = {
     "sft": cell("convert", start=f"{models}/teacher", block="1"),  # blocks of one token: it decodes as it stands

@@ -219,6 +219,25 @@ def text_tokens(texts: Sequence[str], vocab: Vocabulary) -> list[list[int]]:
   ]
 
 
+def tokens_text(tokens: Sequence[int], vocab: Vocabulary) -> str:
+  """What tokens say, so that `encode_messages` gives them again: behind an ID, a space where the tokens have one alone.
+
+  `Vocabulary.decode` puts one there always, and read as a text that would be a token more, a word's start that stands
+  alone, wherever a sign follows an ID:   with <d0_1> <d1_13> .
+  """
+  before_ids = " " if vocab.encode("x ") == vocab.encode("x") else ""  # to be read by people, where it costs no token
+  is_id = lambda token: bool(vocab.docid_levels) and token >= vocab.docid_token(0, 0)
+  words: list[str] = []
+  for of_ids, chunk in itertools.groupby(tokens, is_id):
+    rows = list(chunk)
+    text = vocab.decode(rows)
+    first = vocab.piece(rows[0])
+    begins = first == WORD_MARK or (bool(words) and first.startswith(WORD_MARK))
+    space = before_ids if of_ids else " " if begins and not text[:1].isspace() else ""
+    words += [space, text]
+  return "".join(words)
+
+
 def count_tokens(contents: Sequence[Content], vocab: Vocabulary) -> int:
   """How many tokens contents take in a message."""
   texts = [content for content in joined(contents) if isinstance(content, str)]

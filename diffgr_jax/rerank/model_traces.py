@@ -23,14 +23,16 @@ from typing import Any
 
 from jaxtyping import Int
 import numpy as np
+from tqdm import tqdm
 
 from diffgr_jax.data.rows import parse_object
 from diffgr_jax.data.vocab import Vocabulary
 from diffgr_jax.rerank.answer import Verdict, answer_starts, candidate_codes, parse_texts, split_citations
-from diffgr_jax.rerank.chat import encode_messages, marker_tokens, markers_tokens
+from diffgr_jax.rerank.chat import encode_messages, marker_tokens, markers_tokens, tokens_text
 from diffgr_jax.rerank.prompt import PromptOptions, render_prompt
 from diffgr_jax.rerank.reasoning import FOREIGN_ITEM, Outcome, Trace, TraceRules, count_outcomes, given_items
 from diffgr_jax.rerank.records import RankingTask, Shop
+from diffgr_jax.rerank.retrievers import QUIET_SECONDS
 from diffgr_jax.rerank.trace_files import item_positions, row_trace, trace_row
 from diffgr_jax.rerank.wording import joined, plain_part
 
@@ -101,7 +103,9 @@ class ModelTraces:
     hopeful = [place for place in range(len(mine)) if place not in outcomes]
     for attempt in range(self.tries):
       pending = [place for place in hopeful if place not in outcomes or outcomes[place].trace is None]
-      for number in range(0, len(pending), self.batch_size):
+      batches = range(0, len(pending), self.batch_size)
+      what = f"answers, try {attempt + 1} of {self.tries}"
+      for number in tqdm(batches, desc=what, unit="batch", delay=QUIET_SECONDS, leave=False):
         batch = pending[number : number + self.batch_size]
         rows = journal.take([(place, attempt) for place in batch])
         if rows is None:
@@ -140,7 +144,7 @@ class ModelTraces:
       return Outcome(task, None, _verdict_name(Verdict(answers.verdict[0])))
     ranking = tuple(task.candidates[place] for place in answers.entries[0])
     items = {tuple(self.codes[item].tolist()): item for item in sorted(given_items(task), reverse=True)}
-    reasoning = split_citations(self.vocab.decode(tokens[: start - len(marker)]), items, self.codes.shape[1])
+    reasoning = split_citations(tokens_text(tokens[: start - len(marker)], self.vocab), items, self.codes.shape[1])
     if reasoning is None:
       return Outcome(task, None, FOREIGN_ITEM)
     plain = joined(plain_part(content) if isinstance(content, str) else content for content in reasoning)

@@ -30,8 +30,9 @@ from diffgr_jax.rerank.retrievers import QUIET_SECONDS
 from diffgr_jax.rerank.template_traces import TemplateTraces
 from diffgr_jax.rerank.trace_files import read_traces, write_traces
 from diffgr_jax.rerank.wording import item_fields
-from diffgr_jax.training.rerank_options import MID_TRAINING, START_TRACES, TEMPLATE
+from diffgr_jax.training.rerank_options import MID_TRAINING, SAMPLED_TRACES, START_TRACES, TEMPLATE
 from diffgr_jax.training.rerank_run import RerankRun, open_rerank
+from diffgr_jax.training.sampled_traces import sampled_traces
 from diffgr_jax.training.shipped import is_shipped
 
 _END = (Segment("end", ""),)
@@ -97,6 +98,7 @@ def _made(run: RerankRun) -> Iterator[Example]:
     messages = list(_mid_training(run))
   else:
     total = len(run.lists("train").tasks)
+    total = min(total, run.config.trace_lists or total) if run.config.traces == SAMPLED_TRACES else total
     outcomes = list(tqdm(_outcomes(run), total=total, desc="traces", unit="list", delay=QUIET_SECONDS, leave=False))
     counts = count_outcomes(outcomes)
     print("traces: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()), flush=True)
@@ -119,6 +121,10 @@ def _made(run: RerankRun) -> Iterator[Example]:
 def _outcomes(run: RerankRun) -> Iterator[Outcome]:
   """What became of each training list."""
   config, tasks = run.config, run.lists("train").tasks
+  if config.traces == SAMPLED_TRACES:
+    writer, asked = sampled_traces(run, tasks)
+    yield from writer.traces(asked)
+    return
   rules = TraceRules(lambda contents: count_tokens(contents, run.vocab), config.least_reasoning)
   if config.traces != TEMPLATE:
     source, skipped = read_traces(config.traces.split("+"), run.shop, rules, run.codes, config.on_bad_row)

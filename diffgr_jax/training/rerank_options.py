@@ -20,6 +20,7 @@ from diffgr_jax.training.item_retriever import GENERATIVE
 
 MID_TRAINING, SFT, CONVERT, CFT, OPD, RL = STAGES = ("mid_training", "sft", "convert", "cft", "opd", "rl")
 START_TRACES = "start"  # config.traces: those of the run that this one starts from
+SAMPLED_TRACES = "sampled"  # those that an autoregressive run writes
 TEMPLATE = "template"
 DECODERS = ("auto", "autoregressive", "block")
 _PROCESSES = ("random_time", "exact_count", "uniform_weight", "all_masked")
@@ -53,7 +54,7 @@ _RULES = FieldRules(
     "answer_weight": 0, "end_weight": 0, "choice_weight": 0, "decode_steps": 0, "max_new_tokens": 1,
     "eval_batch_size": 1, "eval_limit": 0, "watch_lists": 0, "temperature": 0, "group": 1, "teacher_top_k": 0,
     "updates_per_rollout": 1, "reward_alpha": 0, "estimator_draws": 1, "kl_weight": 0, "clip_high": 0, "refills": 0,
-    "least_entropy": 0, "retriever_steps": 1,
+    "least_entropy": 0, "retriever_steps": 1, "trace_lists": 0, "trace_tries": 1, "trace_temperature": 0,
   },
   above_zero=("rollout_temperature", "rollout_threshold", "spg_beta"),
   shares=("jsd_beta", "clip_low", "spg_mix", "least_valid", "suffix_fraction", "trace_agreeing"),
@@ -175,10 +176,13 @@ def _check_traces(config: Config) -> None:
   if config.traces == START_TRACES:
     if config.start != "run":
       raise ValueError("config.traces 'start' are those of another run: config.start must be 'run'")
+  elif config.traces == SAMPLED_TRACES:
+    if not (config.trace_model or config.start_from):
+      raise ValueError("config.traces 'sampled' needs a run that writes them: config.trace_model, or config.start_from")
   elif config.traces != TEMPLATE:
     for file in config.traces.split("+"):
       if not Path(file).is_file():
-        raise ValueError(f"config.traces is 'template', 'start' or files joined by +, and there is no {file!r}")
+        raise ValueError(f"config.traces is 'template', 'start', 'sampled' or files joined by +; no file {file!r}")
 
 
 def check_mesh(config: Config, model: TransformerConfig, mesh: Mesh) -> None:

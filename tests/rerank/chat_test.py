@@ -8,7 +8,9 @@ import pytest
 from diffgr_jax.data.vocab import train_vocabulary
 from diffgr_jax.rerank import chat as c
 from diffgr_jax.rerank import prompt as p
+from diffgr_jax.rerank.answer import split_citations
 from diffgr_jax.rerank.chat import Part, Segment
+from diffgr_jax.rerank.wording import joined
 
 
 def whole(seed, make_task, shop, options):
@@ -68,6 +70,23 @@ def test_a_tokenizer_without_the_markers_is_refused(vocab, make_task, shop, code
   message = whole(3, make_task, shop, p.FULL)
   with pytest.raises(ValueError, match=r"no token '(<\|im_start\|>|<\|im_end\|>|</?think>)'.*compact template"):
     c.encode_message(message, vocab, codes, p.FULL.template)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_tokens_say_is_read_as_the_same_tokens(seed, size, codes):
+  options, vocab = size
+  rng = np.random.default_rng(seed)
+  texts = ["So ", " follows", ".", "; next is ", ", known, ", " (soap)", " . ", ", with "]
+  drawn = [texts[at] if at < len(texts) else int(rng.integers(len(codes))) for at in rng.integers(0, 12, 30).tolist()]
+  contents = joined(drawn)
+  encode = lambda reasoning: c.encode_message(
+    (Segment("user", "x"), *(Segment("reasoning", content) for content in reasoning)), vocab, codes, options.template
+  )
+  message = encode(contents)
+  tokens = message.tokens[message.parts == Part.REASONING].tolist()
+  items = {tuple(code): at for at, code in enumerate(codes.tolist())}
+  read = split_citations(c.tokens_text(tokens, vocab), items, codes.shape[1])
+  assert encode(read).tokens.tolist() == message.tokens.tolist()
 
 
 def test_without_reasoning_the_answer_follows_at_once(size, make_task, shop, codes):
