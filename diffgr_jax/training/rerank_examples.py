@@ -13,6 +13,7 @@ same vocabulary (`examples=WORKDIR`: CFT on the lists of mid-training) reads the
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -97,9 +98,9 @@ def _made(run: RerankRun) -> Iterator[Example]:
   if run.config.stage == MID_TRAINING:
     messages = list(_mid_training(run))
   else:
-    total = len(run.lists("train").tasks)
-    total = min(total, run.config.trace_lists or total) if run.config.traces == SAMPLED_TRACES else total
-    outcomes = list(tqdm(_outcomes(run), total=total, desc="traces", unit="list", delay=QUIET_SECONDS, leave=False))
+    total, has_own = len(run.lists("train").tasks), run.config.traces == SAMPLED_TRACES  # a bar of its own
+    bar: dict[str, Any] = dict(desc="traces", unit="list", delay=QUIET_SECONDS, leave=False, disable=has_own)
+    outcomes = list(tqdm(_outcomes(run), total=total, **bar))
     counts = count_outcomes(outcomes)
     print("traces: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()), flush=True)
     kept = agreeing_at_most(outcomes, run.config.trace_agreeing, run.config.seed)
