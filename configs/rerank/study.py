@@ -16,7 +16,7 @@ from configs.docid.base import parse_arguments
 
 _ARGUMENTS = ("shop", "path", "candidates", "pool", "size", "seed", "part", "models", "block")
 _STEPS = {"mid": 2600, "sft": 4000, "teacher": 100, "lists": 400, "cft": 1800, "opd": 100, "rl": 60}
-_QUICK = {"mid": 2600, "sft": 4000, "teacher": 100, "lists": 200, "cft": 900, "opd": 40, "rl": 30}
+_QUICK = {"mid": 2600, "sft": 4000, "teacher": 100, "lists": 200, "cft": 2700, "opd": 40, "rl": 40}
 _CELLS = ("mid", "sft", "teacher", "lists", "cft", "opd")  # that others begin with
 _ENDS = {"learning_rate": 2e-3, "suffix_fraction": 0.5}  # half of the blocks are canvases of the policy `prefix`
 
@@ -30,9 +30,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   steps = {stage: max(2, round(part * count)) for stage, count in (_QUICK if quick else _STEPS).items()}
   config = ml_collections.ConfigDict()
   config.against = "teacher"
-  rollouts = {"checkpoint_every": 10}
+  rollouts = {"checkpoint_every": 10, "lr_decay": "linear"}  # of few and noisy gradients, the last steps' mean is kept
   # A teacher that chooses surely writes the same ranking eight times: groups that teach nothing are replaced.
-  rewarded = rollouts | {"batch_size": 32, "refills": 3, "learning_rate": 5e-4}
+  rewarded = {"checkpoint_every": 10, "batch_size": 32, "refills": 3, "learning_rate": 5e-4}
+  # At a temperature of 1 half of a student's answers are invalid that are valid when it decodes greedily.
+  cooler = rollouts | {"batch_size": 32, "refills": 1, "learning_rate": 5e-4, "rollout_temperature": 0.5}
   measured = {"eval_splits": ("test",), "eval_batch_size": 64} | ({"eval_limit": 1024} if quick else {})
 
   def cell(stage: str, count: str = "", fields: dict | None = None, **own: str) -> dict:
@@ -59,8 +61,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   }
   cells = (there if models else trained) | {
     "opd": cell("opd", "opd", rollouts, start="cft", teacher="teacher"),
-    "both": cell("rl", "rl", rollouts, start="opd"),
-    "rl": cell("rl", "rl", rollouts, start="cft"),
+    "both": cell("rl", "rl", cooler, start="opd"),
+    "rl": cell("rl", "rl", cooler, start="cft"),
     "cft_slow": cell("convert", fields={"threshold": 1.0}, start="cft"),
     "opd_slow": cell("opd", "opd", rollouts | {"threshold": 1.0}, threshold="1.0", start="cft", teacher="teacher"),
     "cft_fast": cell("convert", fields={"threshold": 0.6}, start="cft"),
