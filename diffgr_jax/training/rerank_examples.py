@@ -12,14 +12,17 @@ same vocabulary (`examples=WORKDIR`: CFT on the lists of mid-training) reads the
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+import itertools
 from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import Int
 import numpy as np
 from tqdm import tqdm
 
 from diffgr_jax.data.packing import Example
+from diffgr_jax.data.vocab import Vocabulary
 from diffgr_jax.evaluation.rerank_baselines import Trees
 from diffgr_jax.evaluation.rerank_report import fitted_trees
 from diffgr_jax.parallel.distributed import in_turn
@@ -95,8 +98,10 @@ def read_examples(file: Path) -> list[Example]:
 
 
 def _made(run: RerankRun) -> Iterator[Example]:
+  permuted: Sequence[bool] = ()
   if run.config.stage == MID_TRAINING:
-    messages = list(_mid_training(run))
+    drawn = list(_mid_training(run))
+    messages, permuted = [message for message, _ in drawn], [is_permuted for _, is_permuted in drawn]
   else:
     total, has_own = len(run.lists("train").tasks), run.config.traces == SAMPLED_TRACES  # a bar of its own
     bar: dict[str, Any] = dict(desc="traces", unit="list", delay=QUIET_SECONDS, leave=False, disable=has_own)
@@ -111,9 +116,11 @@ def _made(run: RerankRun) -> Iterator[Example]:
       for outcome in kept
       if outcome.trace is not None
     ]
-  how = run.vocab, run.codes, run.prompts.template
-  for message in encode_in_parts(messages, len(messages), "messages", *how):
-    yield Example(message.tokens, message.parts.astype(np.int32))
+  how, rng = (run.vocab, run.codes, run.prompts.template), np.random.default_rng([run.config.seed, 1])
+  encoded = encode_in_parts(messages, len(messages), "messages", *how)
+  for message, is_permuted in itertools.zip_longest(encoded, permuted, fillvalue=False):
+    tokens = permute_codes(message.tokens, run.vocab, rng) if is_permuted else message.tokens
+    yield Example(tokens, message.parts.astype(np.int32))
 
 
 # --- traces ---
@@ -166,9 +173,10 @@ def tree_scores(trees: Trees, tasks: Sequence[RankingTask]) -> Callable[[Ranking
 # --- mid-training ---
 
 
-def _mid_training(run: RerankRun) -> Iterator[Message]:
-  """Examples of all kinds, so many of each that their shares are the config's."""
+def _mid_training(run: RerankRun) -> Iterator[tuple[Message, bool]]:
+  """Examples of all kinds, so many of each that their shares are the config's, and whether codes are to be permuted."""
   config, rng = run.config, np.random.default_rng(run.config.seed)
+  drawn = np.random.default_rng([run.config.seed, 0])
   makers = {"next_item": _next_items, "caption": _captions, "lists": _listings, "text": _general}
   kinds = {kind: list(make(run)) if config.mixture[kind] else [] for kind, make in makers.items()}
   shares = {kind: config.mixture[kind] for kind, messages in kinds.items() if messages and config.mixture[kind]}
@@ -181,7 +189,8 @@ def _mid_training(run: RerankRun) -> Iterator[Message]:
     own, wanted = kinds[kind], round(whole * share)
     for epoch in range(-(-wanted // len(own))):
       order = rng.permutation(len(own))[: wanted - epoch * len(own)]
-      yield from (own[at] for at in order)
+      chance = config.permuted_lists if kind == "lists" else 0.0
+      yield from ((own[at], bool(drawn.random() < chance)) for at in order)
 
 
 def _next_items(run: RerankRun) -> Iterator[Message]:
@@ -224,6 +233,15 @@ def listing(candidates: Sequence[int], order: Sequence[int], options: PromptOpti
   letters = [template.label(candidates.index(item)) for item in ranking if template.labels]
   asked = segments("user", [words.candidates.lstrip(), *shown, " order", *letters])
   return (*asked, *render_reply((), ranking if letters else candidates, candidates, template))
+
+
+def permute_codes(tokens: Int[np.ndarray, "T"], vocab: Vocabulary, rng: np.random.Generator) -> Int[np.ndarray, "T"]:
+  """Tokens in which the codes of every level are permuted: the same IDs of items that there are not."""
+  first = vocab.docid_token(0, 0)
+  levels, codes = vocab.docid_levels, vocab.docid_codes
+  others = np.concatenate([level * codes + rng.permutation(codes) for level in range(levels)])
+  is_code = tokens >= first
+  return np.where(is_code, first + others[np.where(is_code, tokens - first, 0)], tokens).astype(tokens.dtype)
 
 
 def _listed(size: int, rng: np.random.Generator) -> int:
