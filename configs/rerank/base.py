@@ -78,6 +78,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[Any, dict[str,
   config.traces = "template"  # template | start | sampled | FILE.jsonl[+FILE.jsonl]
   config.trace_model = ""  # sampled: the workdir of the teacher; "": that of the start
   config.trace_lists = 0  # sampled: training lists that are answered, drawn by the seed; 0: all
+  config.trace_right = True  # sampled: only answers that put the target first are kept (GR2); False: all valid ones
   config.trace_tries, config.trace_temperature = 1, 0.0  # sampled: answers to a list at most; 0: the likeliest one
   config.examples = ""  # workdirs joined by +, whose examples are learned in place of any that would be made
   config.trace_scores = "trees"  # what a template ranks by: trees (boosted, on the evidence as worded) | evidence

@@ -31,6 +31,7 @@ def teacher_traces(
   *,
   temperature: float,
   step: int | None = None,
+  right: bool = True,
   **how: Any,
 ) -> ModelTraces:
   """What samples a teacher's traces of `tasks` into `folder`; resumable.
@@ -41,6 +42,8 @@ def teacher_traces(
     folder: of the files.
     temperature: of the draws; 0: the likeliest token.
     step: of the teacher's checkpoint; None: its newest.
+    right: only answers that put the target first are kept, which a teacher learns from; a student, which is to write as
+      its teacher does, may learn from all.
     how: fields of `ModelTraces`: tries, batch_size, seed, shard, shards.
 
   Raises:
@@ -50,7 +53,7 @@ def teacher_traces(
     raise ValueError(f"{teacher.workdir} is a run of the stage {teacher.config.stage!r}: name its teacher")
   teacher.set_decoding([f"temperature={temperature}"])
   params, step = restore_params(teacher.workdir, teacher.model, step)
-  rules = TraceRules(lambda contents: count_tokens(contents, teacher.vocab), teacher.config.least_reasoning)
+  rules = TraceRules(lambda contents: count_tokens(contents, teacher.vocab), teacher.config.least_reasoning, right)
   return ModelTraces(
     teacher.shop,
     teacher.codes,
@@ -83,5 +86,6 @@ def sampled_traces(run: RerankRun, tasks: Sequence[RankingTask]) -> tuple[ModelT
   count = min(config.trace_lists or len(tasks), len(tasks))
   drawn = np.sort(np.random.default_rng(config.seed).permutation(len(tasks))[:count])
   asked = [tasks[at] for at in drawn.tolist()]
-  how = dict(tries=config.trace_tries, batch_size=config.eval_batch_size, seed=config.seed)
-  return teacher_traces(teacher, asked, run.workdir / _FOLDER, temperature=config.trace_temperature, **how), asked
+  how: dict[str, Any] = dict(tries=config.trace_tries, batch_size=config.eval_batch_size, seed=config.seed)
+  how |= dict(temperature=config.trace_temperature, right=config.trace_right)
+  return teacher_traces(teacher, asked, run.workdir / _FOLDER, **how), asked
