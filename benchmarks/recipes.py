@@ -341,14 +341,14 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/item_retrievers_beauty.json", 20,
     (("test", "generative", "Hit@50"), ("test", "covisitation", "Hit@10"), ("test", "covisitation", "Hit@50")), 0.02,
   ),
-  "made_up_quick_first": Recipe(
+  "made_up_quick": Recipe(
     "docs/reranking.md",
     (f"python -m diffgr_jax.sweep --config=configs/rerank/study.py:candidates=5,seed=0 --out={W}/made_up_quick"
      " --only=mid,sft,teacher,naive,lists,cft,opd",),
     f"{W}/made_up_quick/study.json", 45,
     (("test", "sft: autoregressive", "R@1"), ("test", "cft: block 8, prefix", "valid"),
      ("test", "opd: block 8, prefix", "valid")),
-    remark="The minutes are an estimate: the first two runs of the record had other work beside them.",
+    remark="CFT was started by hand, with the same traces; the others by the command.",
   ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",

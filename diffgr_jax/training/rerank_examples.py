@@ -12,7 +12,6 @@ same vocabulary (`examples=WORKDIR`: CFT on the lists of mid-training) reads the
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,6 @@ def read_examples(file: Path) -> list[Example]:
 
 
 def _made(run: RerankRun) -> Iterator[Example]:
-  permuted: Sequence[bool] = ()
   if run.config.stage == MID_TRAINING:
     drawn = list(_mid_training(run))
     messages, permuted = [message for message, _ in drawn], [is_permuted for _, is_permuted in drawn]
@@ -116,9 +114,10 @@ def _made(run: RerankRun) -> Iterator[Example]:
       for outcome in kept
       if outcome.trace is not None
     ]
+    permuted = [False] * len(messages)
   how, rng = (run.vocab, run.codes, run.prompts.template), np.random.default_rng([run.config.seed, 1])
   encoded = encode_in_parts(messages, len(messages), "messages", *how)
-  for message, is_permuted in itertools.zip_longest(encoded, permuted, fillvalue=False):
+  for message, is_permuted in zip(encoded, permuted, strict=True):
     tokens = permute_codes(message.tokens, run.vocab, rng) if is_permuted else message.tokens
     yield Example(tokens, message.parts.astype(np.int32))
 

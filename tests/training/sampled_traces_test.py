@@ -68,19 +68,20 @@ def test_lists_are_drawn_by_the_seed_and_asked_once(rerank_runs, written, monkey
   assert drawn["a"] == drawn["again"] != drawn["b"]
 
 
-def test_what_the_teacher_writes_wrongly_is_not_learned(rerank_runs, written, monkeypatch, tmp_path):
+@pytest.mark.parametrize("right", [True, False])
+def test_a_wrong_answer_is_learned_where_all_are(rerank_runs, written, monkeypatch, tmp_path, right):
   run = open_rerank(rerank_runs[0] / "sft")
   task = run.lists("train").tasks[0]
   last_first = (task.candidates[::-1], task.candidates)  # one of them has not the target first
   order = next(order for order in last_first if order[0] != task.target)
   (message,) = encode_messages(
-    [render(task, run.shop, run.prompts, ("so it is",), order)], run.vocab, run.codes, run.prompts.template
+    [render(task, run.shop, run.prompts, ("so it is, " * 20,), order)], run.vocab, run.codes, run.prompts.template
   )
   prompt = message.parts == int(Part.PROMPT)
   wrong = {tuple(message.tokens[prompt].tolist()): message.tokens[~prompt].tolist()}
   _teacher_that_writes(monkeypatch, written | wrong)
-  learned = training_examples(_run(rerank_runs, tmp_path))
-  assert not any(np.array_equal(example.tokens, message.tokens) for example in learned)
+  learned = training_examples(_run(rerank_runs, tmp_path, trace_right=right))
+  assert any(np.array_equal(example.tokens, message.tokens) for example in learned) == (not right)
 
 
 @pytest.mark.parametrize(

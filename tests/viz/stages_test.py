@@ -7,7 +7,7 @@ import pytest
 
 from diffgr_jax.viz.stages import draw_stages
 
-STUDY = Path(__file__).parents[2] / "results/made_up_quick_first.json"
+STUDY = Path(__file__).parents[2] / "results/made_up_quick.json"
 
 
 @pytest.fixture
