@@ -88,8 +88,9 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[Any, dict[str,
   config.least_reasoning = 100  # tokens
   # mid_training: shares of its examples (training/rerank_examples.py); text needs text_files.
   config.mixture = ml_collections.ConfigDict({"next_item": 0.1, "caption": 0.05, "lists": 0.85, "text": 0.0})
-  # Of the lists, the share in which the codes of each level are permuted: an ID can be known from the list alone.
-  config.permuted_lists = 0.0
+  # Share of the lists, and of the messages of sft and cft, in which the codes of each level are permuted: an ID is then
+  # known from the message alone.
+  config.permuted_codes = 0.0
   config.text_files = ()  # files of plain text, UTF-8
 
   # Model.

@@ -56,15 +56,15 @@ def training_examples(run: RerankRun) -> list[Example]:
     if not file.exists() and jax.process_index() == 0:
       if run.config.examples:
         folders = [Path(folder) for folder in run.config.examples.split("+")]
-        examples = [example for folder in folders for example in read_examples(folder / EXAMPLES_FILE)]
+        made = [(example, True) for folder in folders for example in read_examples(folder / EXAMPLES_FILE)]
       elif run.config.stage != MID_TRAINING and run.config.traces == START_TRACES:
-        examples = read_examples(_examples_before(Path(run.config.start_from)))
+        made = [(example, True) for example in read_examples(_examples_before(Path(run.config.start_from)))]
       else:
-        examples = list(_made(run))
-      if not examples:
-        made = f"config.traces is {run.config.traces!r}, config.trace_agreeing {run.config.trace_agreeing}"
-        raise ValueError(f"no example to learn from: {made}")
-      write_examples(file, examples)
+        made = list(_made(run))
+      if not made:
+        how = f"config.traces is {run.config.traces!r}, config.trace_agreeing {run.config.trace_agreeing}"
+        raise ValueError(f"no example to learn from: {how}")
+      write_examples(file, _permuted(made, run))
   return read_examples(file)
 
 
@@ -96,10 +96,11 @@ def read_examples(file: Path) -> list[Example]:
     return [Example(tokens, parts) for tokens, parts in pairs]
 
 
-def _made(run: RerankRun) -> Iterator[Example]:
+def _made(run: RerankRun) -> Iterator[tuple[Example, bool]]:
+  """Examples, and whether each says by itself what its IDs are."""
   if run.config.stage == MID_TRAINING:
     drawn = list(_mid_training(run))
-    messages, permuted = [message for message, _ in drawn], [is_permuted for _, is_permuted in drawn]
+    messages, shown = [message for message, _ in drawn], [is_list for _, is_list in drawn]
   else:
     total, has_own = len(run.lists("train").tasks), run.config.traces == SAMPLED_TRACES  # a bar of its own
     bar: dict[str, Any] = dict(desc="traces", unit="list", delay=QUIET_SECONDS, leave=False, disable=has_own)
@@ -114,12 +115,29 @@ def _made(run: RerankRun) -> Iterator[Example]:
       for outcome in kept
       if outcome.trace is not None
     ]
-    permuted = [False] * len(messages)
-  how, rng = (run.vocab, run.codes, run.prompts.template), np.random.default_rng([run.config.seed, 1])
-  encoded = encode_in_parts(messages, len(messages), "messages", *how)
-  for message, is_permuted in zip(encoded, permuted, strict=True):
-    tokens = permute_codes(message.tokens, run.vocab, rng) if is_permuted else message.tokens
-    yield Example(tokens, message.parts.astype(np.int32))
+    shown = [True] * len(messages)
+  how = run.vocab, run.codes, run.prompts.template
+  for message, own in zip(encode_in_parts(messages, len(messages), "messages", *how), shown, strict=True):
+    yield Example(message.tokens, message.parts.astype(np.int32)), own
+
+
+def _permuted(made: Sequence[tuple[Example, bool]], run: RerankRun) -> list[Example]:
+  """The examples, the codes of `config.permuted_codes` of those permuted whose IDs can be read in them."""
+  rng = np.random.default_rng([run.config.seed, 0])
+  drawn = rng.random(len(made)) < run.config.permuted_codes
+  return [
+    Example(permute_codes(one.tokens, run.vocab, rng), one.parts) if shown and is_drawn else one
+    for (one, shown), is_drawn in zip(made, drawn.tolist(), strict=True)
+  ]
+
+
+def permute_codes(tokens: Int[np.ndarray, "T"], vocab: Vocabulary, rng: np.random.Generator) -> Int[np.ndarray, "T"]:
+  """Tokens in which the codes of every level are permuted: the same IDs of items that there are not."""
+  first = vocab.docid_token(0, 0)
+  levels, codes = vocab.docid_levels, vocab.docid_codes
+  others = np.concatenate([level * codes + rng.permutation(codes) for level in range(levels)])
+  is_code = tokens >= first
+  return np.where(is_code, first + others[np.where(is_code, tokens - first, 0)], tokens).astype(tokens.dtype)
 
 
 # --- traces ---
@@ -173,9 +191,8 @@ def tree_scores(trees: Trees, tasks: Sequence[RankingTask]) -> Callable[[Ranking
 
 
 def _mid_training(run: RerankRun) -> Iterator[tuple[Message, bool]]:
-  """Examples of all kinds, so many of each that their shares are the config's, and whether codes are to be permuted."""
+  """Examples of all kinds, so many of each that their shares are the config's, and whether they are lists."""
   config, rng = run.config, np.random.default_rng(run.config.seed)
-  drawn = np.random.default_rng([run.config.seed, 0])
   makers = {"next_item": _next_items, "caption": _captions, "lists": _listings, "text": _general}
   kinds = {kind: list(make(run)) if config.mixture[kind] else [] for kind, make in makers.items()}
   shares = {kind: config.mixture[kind] for kind, messages in kinds.items() if messages and config.mixture[kind]}
@@ -188,8 +205,7 @@ def _mid_training(run: RerankRun) -> Iterator[tuple[Message, bool]]:
     own, wanted = kinds[kind], round(whole * share)
     for epoch in range(-(-wanted // len(own))):
       order = rng.permutation(len(own))[: wanted - epoch * len(own)]
-      chance = config.permuted_lists if kind == "lists" else 0.0
-      yield from ((own[at], bool(drawn.random() < chance)) for at in order)
+      yield from ((own[at], kind == "lists") for at in order)
 
 
 def _next_items(run: RerankRun) -> Iterator[Message]:
@@ -232,15 +248,6 @@ def listing(candidates: Sequence[int], order: Sequence[int], options: PromptOpti
   letters = [template.label(candidates.index(item)) for item in ranking if template.labels]
   asked = segments("user", [words.candidates.lstrip(), *shown, " order", *letters])
   return (*asked, *render_reply((), ranking if letters else candidates, candidates, template))
-
-
-def permute_codes(tokens: Int[np.ndarray, "T"], vocab: Vocabulary, rng: np.random.Generator) -> Int[np.ndarray, "T"]:
-  """Tokens in which the codes of every level are permuted: the same IDs of items that there are not."""
-  first = vocab.docid_token(0, 0)
-  levels, codes = vocab.docid_levels, vocab.docid_codes
-  others = np.concatenate([level * codes + rng.permutation(codes) for level in range(levels)])
-  is_code = tokens >= first
-  return np.where(is_code, first + others[np.where(is_code, tokens - first, 0)], tokens).astype(tokens.dtype)
 
 
 def _listed(size: int, rng: np.random.Generator) -> int:

@@ -57,7 +57,7 @@ _RULES = FieldRules(
     "least_entropy": 0, "retriever_steps": 1, "trace_lists": 0, "trace_tries": 1, "trace_temperature": 0,
   },
   above_zero=("rollout_temperature", "rollout_threshold", "spg_beta"),
-  shares=("jsd_beta", "clip_low", "spg_mix", "least_valid", "suffix_fraction", "trace_agreeing", "permuted_lists"),
+  shares=("jsd_beta", "clip_low", "spg_mix", "least_valid", "suffix_fraction", "trace_agreeing", "permuted_codes"),
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from diffgr_jax.rerank.reasoning import Outcome, Trace
 from diffgr_jax.rerank.records import RankingTask
-from diffgr_jax.training.rerank_examples import agreeing_at_most, permute_codes, training_examples
+from diffgr_jax.training.rerank_examples import agreeing_at_most, permute_codes, read_examples, training_examples
 from diffgr_jax.training.rerank_run import prepare_rerank
 from tests.training.tiny_rerank import tiny
 
@@ -41,7 +41,7 @@ def test_permuted_codes_are_the_same_lists_of_other_items(tmp_path):
   mixture = {"next_item": 0.0, "caption": 0.0, "lists": 1.0, "text": 0.0}
   made = {}
   for share in (0.0, 1.0, 0.5):
-    run = prepare_rerank(tiny("mid_training", mixture=mixture, permuted_lists=share), tmp_path / str(share))
+    run = prepare_rerank(tiny("mid_training", mixture=mixture, permuted_codes=share), tmp_path / str(share))
     made[share] = training_examples(run)
   vocab, mappings = run.vocab, set()
   for plain, permuted in zip(made[0.0], made[1.0], strict=True):
@@ -55,9 +55,25 @@ def test_permuted_codes_are_the_same_lists_of_other_items(tmp_path):
       "prompt and answer by one permutation"
     )
     mappings.add(tuple(sorted(pairs)))
-  assert len(mappings) == len(made[1.0]), "another one in each example"
+  assert len(mappings) > 0.9 * len(made[1.0]), "another one in each example, as far as short lists can tell"
   same = [np.array_equal(a.tokens, b.tokens) for a, b in zip(made[0.0], made[0.5], strict=True)]
   assert 0.3 < np.mean(same) < 0.7
+
+
+def test_a_share_of_what_another_run_learned_is_permuted(rerank_runs, tmp_path):
+  before = read_examples(rerank_runs[0] / "sft" / "examples.npz")
+  run = prepare_rerank(tiny("cft", rerank_runs[0] / "sft", traces="start", permuted_codes=0.5), tmp_path)
+  same = [np.array_equal(a.tokens, b.tokens) for a, b in zip(before, training_examples(run), strict=True)]
+  assert 0.2 < np.mean(same) < 0.8
+
+
+def test_what_an_item_is_called_is_not_permuted(tmp_path):
+  made = {}
+  for share in (0.0, 1.0):
+    mixture = {"next_item": 0.5, "caption": 0.5, "lists": 0.0, "text": 0.0}
+    run = prepare_rerank(tiny("mid_training", mixture=mixture, permuted_codes=share), tmp_path / str(share))
+    made[share] = [example.tokens.tolist() for example in training_examples(run)]
+  assert made[0.0] == made[1.0]
 
 
 def test_every_code_of_a_level_becomes_each_other_one(tmp_path):
