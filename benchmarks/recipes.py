@@ -348,7 +348,7 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/made_up_quick/study.json", 45,
     (("test", "sft: autoregressive", "R@1"), ("test", "cft: block 8, prefix", "valid"),
      ("test", "opd: block 8, prefix", "valid")),
-    remark="CFT was started by hand, with the same traces; the others by the command.",
+    remark="Since the record, CFT learns from all valid answers, and RL of the teacher has a lower rate.",
   ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",
