@@ -32,7 +32,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   steps = {stage: max(2, round(part * count)) for stage, count in (_QUICK if quick else _STEPS).items()}
   config = ml_collections.ConfigDict()
   config.against = "teacher"
-  rollouts = {"checkpoint_every": 10, "lr_decay": "linear"}  # of few and noisy gradients, the last steps' mean is kept
+  # The rate falls: of few and noisy gradients, that keeps the last steps' mean. On a CPU parts of eight rollouts are
+  # quicker than all of them at once (docs/reranking.md).
+  rollouts = {"checkpoint_every": 10, "lr_decay": "linear", "microbatches": 4}
   # A teacher that chooses surely writes the same ranking eight times: groups that teach nothing are replaced.
   rewarded = rollouts | {"batch_size": 32, "refills": 3}
   # At a temperature of 1 half of a student's answers are invalid that are valid when it decodes greedily.
