@@ -86,6 +86,15 @@ def differences(mine: Sequence[Placed], theirs: Sequence[Placed], against: str) 
   return figures
 
 
+def by_run(systems: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Mapping[str, float]]]:
+  """A study's figures, `RUN: SYSTEM` -> figures, as run -> system -> figures."""
+  runs: dict[str, dict[str, Mapping[str, float]]] = {}
+  for name, figures in systems.items():
+    run, _, system = name.partition(": ")
+    runs.setdefault(run, {})[system] = figures
+  return runs
+
+
 def own_system(systems: Mapping[str, Mapping[str, float]]) -> str:
   """The run's own row of a record: its answers, those that are invalid replaced by the input order."""
   return next(system for system in systems if "valid" in systems[system])
@@ -102,10 +111,7 @@ def rerank_tables(metrics: Mapping[str, Mapping[str, Mapping[str, float]]], agai
 
 
 def _rows(systems: Mapping[str, Mapping[str, float]], against: str) -> list[dict[str, Any]]:
-  runs: dict[str, dict[str, Mapping[str, float]]] = {}
-  for name, figures in systems.items():
-    run, _, system = name.partition(": ")
-    runs.setdefault(run, {})[system] = figures
+  runs = by_run(systems)
   show = lambda own: {key: own[key] for key in _SHOWN if key in own}
   first = runs.get(against) or next(iter(runs.values()))  # the first may have been measured on few lists
   rows: list[dict[str, Any]] = [

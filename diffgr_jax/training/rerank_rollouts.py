@@ -43,7 +43,7 @@ from diffgr_jax.training.fields import Config
 from diffgr_jax.training.metrics import Collapse
 from diffgr_jax.training.rerank_job import RerankJob, rollout_flops
 from diffgr_jax.training.rerank_options import OPD, RL, rollout_context
-from diffgr_jax.training.rerank_run import RerankRun, open_rerank, prepare_rerank, writing_policy
+from diffgr_jax.training.rerank_run import RerankRun, check_same_tokens, open_rerank, prepare_rerank, writing_policy
 from diffgr_jax.training.rollouts import Figures, RolloutRows, Rounds, Rows
 from diffgr_jax.training.speed import Work
 
@@ -360,10 +360,7 @@ def _teacher(run: RerankRun) -> Teacher | None:
   if not own:
     if first.converted:
       raise ValueError(f"config.teacher {folder} writes in blocks: it must be autoregressive")
-    if first.vocab.size != run.vocab.size or not np.array_equal(first.codes, run.codes):
-      raise ValueError(
-        f"config.teacher {folder} has other tokens than {config.start_from}: they need one mid-training or SFT"
-      )
+    check_same_tokens(first, run, f"config.teacher {folder}")
   model = dataclasses.replace(first.model, attention=config.attention)
   policy = writing_policy(config, model)
   if config.stage == OPD and jax.process_index() == 0:

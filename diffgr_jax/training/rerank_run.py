@@ -4,6 +4,7 @@ WORKDIR/config.json     config, model, and what the shop was
        /vocab /index    the vocabulary, and index/codes.npz, the items' IDs
        /retriever       weights of a generative retriever (item_retriever.py)
        /examples.npz    messages as tokens (rerank_examples.py);  traces.jsonl  the same for people
+       /traces          what a teacher wrote for it, with what was not kept (sampled_traces.py)
 
 A run that starts from another one takes over its vocabulary, IDs and weights, so both must be of one shop.
 """
@@ -148,6 +149,12 @@ class RerankRun:
     config = self.config
     model = dataclasses.replace(self.model, attention=config.attention, rules=frozen_rules(config.rules))
     return make_stage(config, model, self.vocab.size, answer_form(self.vocab, self.prompts.template))
+
+
+def check_same_tokens(teacher: RerankRun, run: RerankRun, named: str) -> None:
+  """Raises ValueError where a teacher, `named` so, writes other tokens than the run that learns from it."""
+  if teacher.vocab.size != run.vocab.size or not np.array_equal(teacher.codes, run.codes):
+    raise ValueError(f"{named} has other tokens than this run: they need one mid-training or SFT")
 
 
 def make_stage(

@@ -19,7 +19,7 @@ from diffgr_jax.rerank.model_traces import ModelTraces
 from diffgr_jax.rerank.reasoning import TraceRules
 from diffgr_jax.rerank.records import RankingTask
 from diffgr_jax.training.checkpoint import restore_params
-from diffgr_jax.training.rerank_run import RerankRun, open_rerank
+from diffgr_jax.training.rerank_run import RerankRun, check_same_tokens, open_rerank
 
 _FOLDER = "traces"
 
@@ -32,6 +32,7 @@ def teacher_traces(
   temperature: float,
   step: int | None = None,
   right: bool = True,
+  least_reasoning: int | None = None,
   **how: Any,
 ) -> ModelTraces:
   """What samples a teacher's traces of `tasks` into `folder`; resumable.
@@ -44,6 +45,7 @@ def teacher_traces(
     step: of the teacher's checkpoint; None: its newest.
     right: only answers that put the target first are kept, which a teacher learns from; a student, which is to write as
       its teacher does, may learn from all.
+    least_reasoning: tokens of a reasoning that is kept; None: as the teacher's config says.
     how: fields of `ModelTraces`: tries, batch_size, seed, shard, shards.
 
   Raises:
@@ -53,7 +55,8 @@ def teacher_traces(
     raise ValueError(f"{teacher.workdir} is a run of the stage {teacher.config.stage!r}: name its teacher")
   teacher.set_decoding([f"temperature={temperature}"])
   params, step = restore_params(teacher.workdir, teacher.model, step)
-  rules = TraceRules(lambda contents: count_tokens(contents, teacher.vocab), teacher.config.least_reasoning, right)
+  least = teacher.config.least_reasoning if least_reasoning is None else least_reasoning
+  rules = TraceRules(lambda contents: count_tokens(contents, teacher.vocab), least, right)
   return ModelTraces(
     teacher.shop,
     teacher.codes,
@@ -81,11 +84,10 @@ def sampled_traces(run: RerankRun, tasks: Sequence[RankingTask]) -> tuple[ModelT
     )
   folder = config.trace_model or config.start_from
   teacher = open_rerank(Path(folder))
-  if teacher.vocab.size != run.vocab.size or not np.array_equal(teacher.codes, run.codes):
-    raise ValueError(f"config.trace_model {folder} has other tokens than this run: they need one mid-training or SFT")
+  check_same_tokens(teacher, run, f"config.trace_model {folder}")
   count = min(config.trace_lists or len(tasks), len(tasks))
   drawn = np.sort(np.random.default_rng(config.seed).permutation(len(tasks))[:count])
   asked = [tasks[at] for at in drawn.tolist()]
   how: dict[str, Any] = dict(tries=config.trace_tries, batch_size=config.eval_batch_size, seed=config.seed)
-  how |= dict(temperature=config.trace_temperature, right=config.trace_right)
+  how |= dict(temperature=config.trace_temperature, right=config.trace_right, least_reasoning=config.least_reasoning)
   return teacher_traces(teacher, asked, run.workdir / _FOLDER, **how), asked

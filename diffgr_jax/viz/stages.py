@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from diffgr_jax.evaluation.rerank_report import BEST, RETRIEVER, TREES
-from diffgr_jax.evaluation.rerank_study import own_system
+from diffgr_jax.evaluation.rerank_study import by_run, own_system
 from diffgr_jax.viz.clusters import COLOURS, FAINT, INK
 
 _LINES = {RETRIEVER: (FAINT, ":"), TREES: (INK, ":"), BEST: (INK, "-")}
@@ -46,10 +46,7 @@ def draw_stages(
   systems = record["metrics"].get(split)
   if not systems:
     raise ValueError(f"the record has no figures of split {split!r}: {', '.join(record['metrics'])}")
-  runs: dict[str, dict[str, Mapping[str, float]]] = {}
-  for name, figures in systems.items():
-    run, _, system = name.partition(": ")
-    runs.setdefault(run, {})[system] = figures
+  runs = by_run(systems)
   if unknown := sorted({against, *only} - set(runs)):
     raise ValueError(f"the record has no run {unknown[0]!r}: there are {', '.join(runs)}")
   own = {run: runs[run][own_system(runs[run])] for run in only or runs}

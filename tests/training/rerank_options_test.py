@@ -18,6 +18,7 @@ from tests.training.tiny_rerank import tiny
     ("sft", {"decoder": "block"}, "config.decoder 'block' needs a converted model"),
     ("sft", {"alignment": "same_position"}, "config.alignment must be 'shifted' for an autoregressive model"),
     ("sft", {"traces": "start"}, "config.traces 'start' are those of another run"),
+    ("cft", {"traces": "start", "trace_model": "W/sft"}, "config.trace_model writes where config.traces is 'sampled'"),
     ("sft", {"traces": "sampled"}, "config.traces 'sampled' needs a run that writes them: config.trace_model, or"),
     ("sft", {"traces": "/no/such.jsonl"}, "no file '/no/such.jsonl'"),
     ("convert", {"steps": 5}, "config.steps must be 0 for the stage 'convert', which trains nothing"),
