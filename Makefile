@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 WORKDIR ?= workdir/quickstart
 export JAX_PLATFORMS ?= cpu
-# Large pages for the arrays: a fifth to a quarter less time a training step on a CPU (docs/experiments.md, Speed).
+# Large pages for the arrays: a fifth to a third less time a training step on 2 cores (docs/experiments.md, Speed).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: quickstart from-nothing test lint format notebooks pages reproduce pretrained clean

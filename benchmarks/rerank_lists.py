@@ -2,7 +2,7 @@
 
     python -m benchmarks.rerank_lists --workdir=W/mid [--lists=200] [--permuted] [--set=threshold=0.9]
 
-Takes lists that no training list of the run is (those of valid), all ten candidates, in a random order each. Prints
+Takes lists that no training list of the run is (those of valid), all candidates, in a random order each. Prints
 one line of JSON: the share of lists without a mistake, of tokens, and of each code of an ID. It tells a model that
 cannot copy from one that cannot choose; --permuted, which permutes the codes of each level in every list, one that
 copies from one that knows the shop's items.

@@ -2,8 +2,8 @@
 
     python -m benchmarks.rollout_cost --config=configs/rerank/rl.py:block=8,start=colabs/models/student --workdir=W
 
-A round of `config.batch_size` rollouts is written with the start's weights. Medians of --rounds, the first of which
-(it compiles) is not counted; estimators in turn inside each round. Of an autoregressive start there is one estimator:
+A round of `config.batch_size` rollouts is written with the start's weights, --rounds times behind one that compiles;
+medians, estimators in turn inside each round. Of an autoregressive start there is one estimator:
 the causal pass. `blocks` are noisy blocks a rollout, of which `in use` are those of its own passes: the others pad it
 to the longest one's.
 """

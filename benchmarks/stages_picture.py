@@ -1,6 +1,8 @@
 """Draws what each stage of a re-ranking study changed, against the best order that there is.
 
-python -m benchmarks.stages_picture --study=W/study.json --out=docs/study.png [--only=sft,teacher,cft,opd]
+    python -m benchmarks.stages_picture --study=W/study.json --out=docs/study.png [--only=sft,teacher,cft,opd]
+
+The bars are paired intervals of the difference to --against.
 """
 
 import json

@@ -4,7 +4,7 @@ for `python -m diffgr_jax.sweep`. Mid-training, SFT (the autoregressive teacher)
 messages of mid-training first, then on what the teacher writes), OPD, OPD then RL, RL without OPD, and OPD where
 decoding is slower and faster; each with its figures, all compared with the teacher. `part=0.1` takes a tenth of all
 steps. `candidates=5` is the quick one: lists of five, of the retriever's first twenty, in messages of half the length;
-fewer steps, and 1,024 test lists.
+fewer rollouts, and 1,024 test lists.
 
 `models=colabs/models` begins with a teacher and a student that are there (folders of these names), and runs the stages
 of rollouts alone. On 2 cores that takes hours: a step of OPD 20 to 30 seconds, an evaluation minutes.
