@@ -173,7 +173,7 @@ def check_examples(config: Config) -> None:
 def _check_traces(config: Config) -> None:
   if config.stage in (MID_TRAINING, OPD, RL):
     return
-  if config.trace_model and config.traces != SAMPLED_TRACES:
+  if config.get("trace_model", "") and config.traces != SAMPLED_TRACES:  # older runs lack the field
     raise ValueError(f"config.trace_model writes where config.traces is 'sampled', and it is {config.traces!r}")
   if config.traces == START_TRACES:
     if config.start != "run":
