@@ -91,6 +91,14 @@ def test_rollouts_on_pods_are_accepted(stage):
   check_config(importlib.import_module("configs.pod.rerank").get_config(f"stage={stage},start=w,teacher=t"))
 
 
+def test_a_study_of_another_shop_reads_it_once():
+  given = "shop=interactions,path=DIR,vectors=DIR/vectors.npy"
+  for cell in cells_of(importlib.import_module("configs.rerank.study").get_config(given)):
+    assert "shop=interactions,path=DIR" in cell.config
+    assert "vectors" not in cell.config
+    assert (cell.fields["data_dir"], cell.fields["vectors"]) == ("{out}/data", "DIR/vectors.npy")
+
+
 @pytest.mark.parametrize("given", ["", ",candidates=5", ",models=colabs/models"])
 def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it(given):
   study = importlib.import_module("configs.rerank.study").get_config(f"seed=3,part=0.1{given}")

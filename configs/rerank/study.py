@@ -1,4 +1,4 @@
-"""All stages of a re-ranker, one after another: `--config=configs/rerank/study.py[:shop=NAME,path=DIR,seed=0]`
+"""All stages of a re-ranker: `--config=configs/rerank/study.py[:shop=NAME,path=DIR,vectors=FILE.npy,seed=0]`
 
 for `python -m diffgr_jax.sweep`. Mid-training, SFT (the autoregressive teacher), its RL, naive conversion, CFT (on the
 messages of mid-training first, then on what the teacher writes), OPD, OPD then RL, RL without OPD, and OPD where
@@ -6,16 +6,18 @@ decoding is slower and faster; each with its figures, all compared with the teac
 steps. `candidates=5` is the quick one: lists of five, of the retriever's first twenty, in messages of half the length;
 fewer rollouts, and 1,024 test lists.
 
-`models=colabs/models` begins with a teacher and a student that are there (folders of these names), and runs the stages
-of rollouts alone. On 2 cores that takes hours: a step of OPD 20 to 30 seconds, an evaluation minutes.
+`shop=amazon_beauty,path=DIR,vectors=DIR/items_minilm_f16.npy` takes Amazon's files (docs/data.md), `pool=10` the
+retriever's natural lists. `models=colabs/models` begins with a teacher and a student that are there (folders of these
+names), and runs the stages of rollouts alone. On 2 cores that takes hours: a step of OPD 20 to 30 seconds, an
+evaluation minutes.
 """
 
 import ml_collections
 
 from configs.docid.base import parse_arguments
 
-_ARGUMENTS = ("shop", "path", "candidates", "pool", "size", "seed", "part", "models", "block")
-_STEPS = {"mid": 2600, "sft": 4000, "teacher": 100, "lists": 400, "cft": 1800, "opd": 100, "rl": 60}
+_ARGUMENTS = ("shop", "path", "vectors", "candidates", "pool", "size", "seed", "part", "models", "block")
+_STEPS = {"mid": 2600, "sft": 4000, "teacher": 100, "lists": 400, "cft": 2700, "opd": 100, "rl": 60}
 _QUICK = {"mid": 2600, "sft": 4000, "teacher": 100, "lists": 200, "cft": 2700, "opd": 40, "rl": 40}
 _CELLS = ("mid", "sft", "teacher", "lists", "cft", "opd")  # that others begin with
 _ENDS = {"learning_rate": 2e-3, "suffix_fraction": 0.5}  # half of the blocks are canvases of the policy `prefix`
@@ -28,6 +30,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   quick = int(given["candidates"]) <= 5
   given.setdefault("pool", "20" if quick else "50")
   part, models, block = float(given.pop("part", "1")), given.pop("models", ""), given.pop("block")
+  shop = {"data_dir": "{out}/data"} if "shop" in given else {}  # read once, not by every cell
+  shop |= {"vectors": given.pop("vectors")} if "vectors" in given else {}
   common = ",".join(f"{name}={value}" for name, value in given.items())
   steps = {stage: max(2, round(part * count)) for stage, count in (_QUICK if quick else _STEPS).items()}
   config = ml_collections.ConfigDict()
@@ -47,7 +51,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     given |= {name: f"{{out}}/{value}" if value in _CELLS else value for name, value in own.items()}
     given |= {"steps": steps[count]} if count else {}
     arguments = ",".join(f"{name}={value}" for name, value in given.items())
-    return {"config": f"configs/rerank/{stage}.py:{common},{arguments}", "fields": measured | (fields or {})}
+    return {"config": f"configs/rerank/{stage}.py:{common},{arguments}", "fields": shop | measured | (fields or {})}
 
   trained = {
     "mid": cell("mid_training", "mid", {"eval_limit": 8}),
