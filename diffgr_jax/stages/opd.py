@@ -11,8 +11,10 @@ that the student is scored on is not stated there and is the replay's here, as i
 generalised JSD (GKD, arXiv 2306.13649), and `sampled`, the reverse KL's policy gradient from the tokens that were
 drawn.
 
-The teacher's distributions are whole, or its best `top_k` tokens and the rest as one bucket. A student may also be
-distilled into itself, from slow decoding to fast (`teacher_slow`): the frozen student is then asked one token a pass.
+The teacher's distributions are whole, or its best `top_k` tokens and the rest as one bucket. A `temperature` under 1
+sharpens them: a student that decodes greedily needs the teacher's likeliest token, and at 1 most of what it is told is
+how unsure the teacher is between candidates. A student may also be distilled into itself, from slow decoding to fast
+(`teacher_slow`): the frozen student is then asked one token a pass.
 """
 
 from dataclasses import dataclass
@@ -81,7 +83,7 @@ def banned_rows(model: TransformerConfig, banned: tuple[int, ...]) -> Bool[Array
   return jnp.zeros(model.vocab_size, bool).at[jnp.asarray(banned, jnp.int32)].set(True)
 
 
-@functools.partial(jax.jit, static_argnames=("teacher", "banned", "kind", "top_k", "slow"))
+@functools.partial(jax.jit, static_argnames=("teacher", "banned", "kind", "top_k", "temperature", "slow"))
 def score(
   params: Params,
   batch: Batch,
@@ -90,6 +92,7 @@ def score(
   banned: tuple[int, ...],
   kind: str,
   top_k: int = 0,
+  temperature: float = 1.0,
   slow: bool = False,
 ) -> Batch:
   """What a frozen teacher says of each generated token: read once a trajectory, and kept with it.
@@ -101,11 +104,13 @@ def score(
     banned: tokens that are never written.
     kind: the divergence; `sampled` keeps the log-probability of each token alone.
     top_k: 0: the whole vocabulary is kept.
+    temperature: of the teacher's distributions.
     slow: a block model is asked token after token, in the order of the passes, the surest of a pass first.
   """
   model = bind(teacher.model, params)
   batch = batch | {"step": one_a_pass(batch)} if slow else batch
   log_probs = log_probabilities(model.logits(teacher.states(model, batch)), banned_rows(teacher.model, banned))
+  log_probs = log_probs if temperature == 1 else jax.nn.log_softmax(log_probs / temperature)
   if kind == SAMPLED:
     tokens = generated(batch["tokens"], batch["start"], teacher.room)
     return {"teacher_log_prob": jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]}

@@ -56,7 +56,7 @@ _RULES = FieldRules(
     "updates_per_rollout": 1, "reward_alpha": 0, "estimator_draws": 1, "kl_weight": 0, "clip_high": 0, "refills": 0,
     "least_entropy": 0, "retriever_steps": 1, "trace_lists": 0, "trace_tries": 1, "trace_temperature": 0,
   },
-  above_zero=("rollout_temperature", "rollout_threshold", "spg_beta"),
+  above_zero=("rollout_temperature", "rollout_threshold", "teacher_temperature", "spg_beta"),
   shares=("jsd_beta", "clip_low", "spg_mix", "least_valid", "suffix_fraction", "trace_agreeing", "permuted_codes"),
 )  # fmt: skip
 

@@ -200,8 +200,9 @@ class _Writer:
       assert self._teacher is not None
       policy, teacher = self._teacher
       how: dict[str, Any] = dict(
-        teacher=policy, banned=stage.banned, kind=stage.kind, top_k=stage.top_k, slow=config.teacher_slow
-      )
+        teacher=policy, banned=stage.banned, kind=stage.kind, top_k=stage.top_k,
+        temperature=config.teacher_temperature, slow=config.teacher_slow,
+      )  # fmt: skip
       return self._in_parts(
         lambda part: opd.score(teacher, part, **how), _one_a_pass(rows) if config.teacher_slow else rows
       )

@@ -1,6 +1,7 @@
 """OPD: teacher and student at the same tokens, by hand and uncached; top-k buckets; nothing behind an end."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +18,22 @@ from tests.stages import rollouts as r
 TEACHER = r.policy(pattern="causal")
 
 
-def distribution(own, params, canvas, place):
-  """The distribution of one token: uncached, of one row that ends with the token's block (or the token before it)."""
-  causal = own.model.pattern == "causal"
-  row = jnp.asarray(canvas[: place if causal else (place // r.SIZE + 1) * r.SIZE])[None]
+@functools.partial(jax.jit, static_argnames="own")
+def row_logits(params, canvas, end, *, own):
+  """The logits of a row that ends at `end`, uncached."""
   model = bind(own.model, params)
-  layout = padded_layout(jnp.ones(row.shape, bool))
-  hidden = model(row, layout, pattern=own.model.pattern, block_size=1 if causal else r.SIZE)
+  here = (jnp.arange(len(canvas)) < end)[None]
+  size = 1 if own.model.pattern == "causal" else r.SIZE
+  hidden = model(jnp.where(here, canvas[None], 0), padded_layout(here), pattern=own.model.pattern, block_size=size)
+  return model.logits(hidden)[0]
+
+
+def distribution(own, params, canvas, place):
+  """The distribution of one token: of a row that ends with the token's block, or with the token before it."""
+  causal = own.model.pattern == "causal"
+  end = place if causal else (place // r.SIZE + 1) * r.SIZE
   at = place if own.model.alignment == "same_position" and not causal else place - 1
-  logits = np.array(model.logits(hidden)[0, at], np.float64)
+  logits = np.array(row_logits(params, jnp.asarray(canvas), end, own=own)[at], np.float64)
   logits[list(r.BANNED)] = -np.inf
   return log_softmax(logits)
 
@@ -71,6 +79,16 @@ def test_the_loss_by_hand(alignment, kind):
   _, metrics = stage.loss(params, batch, {}, count, 5)
   assert float(count) == np.asarray(batch["length"]).sum()
   assert float(metrics["loss"]) == pytest.approx(by_hand(own, params, other, batch, COMPARED[kind]), rel=1e-3, abs=1e-4)
+
+
+def test_a_sharper_teacher():
+  own, params, other, batch = scored()
+  sharper = lambda teacher, student, _: rel_entr(np.exp(log_softmax(teacher / 0.25)), np.exp(student)).sum()
+  batch |= score(other, batch, teacher=TEACHER, banned=r.BANNED, kind="forward_kl", temperature=0.25)
+  batch, count = OpdStage(own, r.BANNED).prepare(jax.random.key(0), batch)
+  _, metrics = OpdStage(own, r.BANNED).loss(params, batch, {}, count, 5)
+  assert float(metrics["loss"]) == pytest.approx(by_hand(own, params, other, batch, sharper), rel=1e-3, abs=1e-4)
+  assert np.asarray(jnp.exp(batch["teacher_log_probs"]).sum(-1)) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_best_k_and_the_rest():
