@@ -135,6 +135,9 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[Any, dict[str,
   config.rollout_temperature = 1.0  # of the draws; the policy sees the model's own distribution
   config.rollout_threshold = 0.9  # block: `threshold` of the policy, while training
   config.updates_per_rollout = 1  # optimizer steps on what was written with the same weights
+  # Dynamic sampling: so many more rounds of rollouts, to replace groups that teach little. rl: those of equal reward
+  # (DAPO); opd: those whose answers are all valid.
+  config.refills = 0
   config.rollout_ahead = False  # writes the next round while this one is learned from: weights are a round older
   config.least_valid = 0.0  # the run ends where fewer rollouts are valid,
   config.least_entropy = 0.0  # or where a token's mean surprise, in nats, is less
@@ -158,7 +161,6 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[Any, dict[str,
   config.aggregate = "token"  # token (DAPO) | sequence (GRPO) | constant (Dr. GRPO)
   config.scale_advantages = True  # by the deviation of a group's rewards; False: Dr. GRPO
   config.kl_weight = 0.0  # to the start
-  config.refills = 0  # DAPO's dynamic sampling: so many more rounds of rollouts, to replace groups of equal reward
 
   # Rows and optimization.
   config.row_length = 416 if few else 576  # tokens of a packed row

@@ -138,10 +138,12 @@ class _Writer:
       figures = rollout_figures(rows, answers, rewards, self._job.asked.targets[rows["list"]], self._policy.room)
       check_collapse(self._job, figures)
       written = time.monotonic()
-      if config.stage == RL:
-        rows |= self._advantages(rewards)
+      if config.stage == RL or config.refills:
+        rows |= self._worth(answers, rewards)
         rows = self._refilled(params, rows, number)
         figures["kept"] = float(rows["kept"].mean())
+      if config.stage == OPD:
+        rows.pop("kept", None)  # all rollouts are learned from
       rows |= self._scores(params, rows)
     del rows["list"]
     now = time.monotonic()
@@ -170,12 +172,16 @@ class _Writer:
     answers = parse_tokens(tokens, form, candidate_codes(job.run.codes, candidates.tolist()))
     return rows, answers, answer_rewards(answers, job.asked.targets[lists], config.reward_alpha)
 
-  def _advantages(self, rewards: np.ndarray) -> Rows:
-    advantage, kept = rl.group_advantages(rewards, self._config.group, scale=self._config.scale_advantages)
-    return {"advantage": advantage, "kept": kept}
+  def _worth(self, answers: Answers, rewards: np.ndarray) -> Rows:
+    """Which groups teach much: RL's that differ in their rewards, and by how much; OPD's with an invalid answer."""
+    config = self._config
+    if config.stage == RL:
+      advantage, kept = rl.group_advantages(rewards, config.group, scale=config.scale_advantages)
+      return {"advantage": advantage, "kept": kept}
+    return {"kept": np.repeat(~answers.ok.reshape(-1, config.group).all(axis=1), config.group)}
 
   def _refilled(self, params: Params, rows: Rows, number: int) -> Rows:
-    """Dynamic sampling: groups of other lists in place of those that teach nothing."""
+    """Dynamic sampling: groups of other lists in place of those that teach little."""
     group, count = self._config.group, len(rows["kept"])
     for extra in range(self._config.refills):
       empty = np.flatnonzero(~rows["kept"].reshape(-1, group)[:, 0])
@@ -183,8 +189,8 @@ class _Writer:
         break
       # Lists from the other end of the stream, which training does not come to.
       begin = 2**40 + (number * self._config.refills + extra) * count
-      more, _, rewards = self._roll(params, range(begin, begin + count), draw=1 + extra)
-      more |= self._advantages(rewards)
+      more, answers, rewards = self._roll(params, range(begin, begin + count), draw=1 + extra)
+      more |= self._worth(answers, rewards)
       useful = np.flatnonzero(more["kept"].reshape(-1, group)[:, 0])[: len(empty)]
       put, take = ((at[:, None] * group + np.arange(group)[None]).reshape(-1) for at in (empty[: len(useful)], useful))
       rows, more = _same_passes(rows, more)

@@ -1,5 +1,6 @@
 """OPD and RL in the one loop, on tiny shops: resumed = uninterrupted, ahead or not; what is refused, and watched."""
 
+import dataclasses
 import json
 import time
 import types
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffgr_jax.rerank.answer import Verdict
 from diffgr_jax.stages.rl import RlStage
 from diffgr_jax.training import loop, rerank_rollouts
 from diffgr_jax.training.jobs import check_config
@@ -96,6 +98,27 @@ def test_a_student_is_distilled_and_resumes_bit_for_bit(started, tmp_path, monke
   _, resumed = interrupted(opd(started, **fields), tmp_path / "broken", monkeypatch, 4)
   same_bits(resumed, whole)
   assert [line["loss"] for line in metrics(tmp_path / "broken")] == [line["loss"] for line in found]
+
+
+def test_distillation_asks_for_more_where_answers_are_valid(started, tmp_path, monkeypatch):
+  """Valid, here: by a token's parity. Half of the lists have only valid answers, and are replaced by others."""
+  real = rerank_rollouts._Writer._roll
+  seen = []
+
+  def roll(self, params, indices, draw=0):
+    rows, answers, rewards = real(self, params, indices, draw)
+    verdict = np.where(np.asarray(indices) // 2 % 2, Verdict.OK, Verdict.TRUNCATED)
+    seen.append((draw, rows["list"]))
+    return rows, dataclasses.replace(answers, verdict=verdict), rewards
+
+  monkeypatch.setattr(rerank_rollouts._Writer, "_roll", roll)
+  _, whole = loop.train_and_evaluate(opd(started, refills=3), tmp_path / "whole")
+  found = metrics(tmp_path / "whole")
+  assert [line["rollouts valid"] for line in found] == [0.5] * len(found)
+  assert [line["kept"] for line in found] == [1.0] * len(found)
+  assert {draw for draw, _ in seen} == {0, 1}  # one more round is enough
+  _, resumed = interrupted(opd(started, refills=3), tmp_path / "broken", monkeypatch, 4)
+  same_bits(resumed, whole)
 
 
 def test_a_student_can_be_taught_by_its_slower_self(started, tmp_path):
