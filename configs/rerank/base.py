@@ -144,6 +144,7 @@ def get_config(arg: str = "", own: tuple[str, ...] = ()) -> tuple[Any, dict[str,
 
   # On-policy distillation.
   config.teacher = ""  # the workdir of the frozen autoregressive teacher
+  config.teacher_passes = 0  # of a rollout that are learned from: those that the teacher doubts most; 0: all
   config.teacher_temperature = 1.0  # of its distributions; under 1: sharper, as greedy decoding is
   config.teacher_slow = False  # the teacher is the start itself, one token a pass
   config.divergence = "forward_kl"  # forward_kl | reverse_kl | jsd | sampled (the policy gradient of reverse_kl)

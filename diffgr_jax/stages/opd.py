@@ -23,9 +23,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
 
 from diffgr_jax.decoding.denoiser import log_probabilities
-from diffgr_jax.decoding.trajectory import generated, is_generated
+from diffgr_jax.decoding.trajectory import generated
 from diffgr_jax.diffusion.divergence import buckets, divergence
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Params, bind
@@ -62,7 +63,7 @@ class OpdStage:
     model = bind(self.model, params)
     logits = model.logits(self.policy.states(model, batch))
     student = log_probabilities(logits, banned_rows(self.model, self.banned))
-    here = is_generated(batch["length"], self.policy.room)
+    here = self.policy.are_read(batch)
     count = jnp.maximum(target_count, 1.0)
     tokens = generated(batch["tokens"], batch["start"], self.policy.room)
     of_token = jnp.take_along_axis(student, tokens[..., None], axis=-1)[..., 0]
@@ -111,13 +112,36 @@ def score(
   batch = batch | {"step": one_a_pass(batch)} if slow else batch
   log_probs = log_probabilities(model.logits(teacher.states(model, batch)), banned_rows(teacher.model, banned))
   log_probs = log_probs if temperature == 1 else jax.nn.log_softmax(log_probs / temperature)
+  tokens = generated(batch["tokens"], batch["start"], teacher.room)
+  found = {"teacher_log_prob": jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]}
   if kind == SAMPLED:
-    tokens = generated(batch["tokens"], batch["start"], teacher.room)
-    return {"teacher_log_prob": jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]}
+    return found
   if not top_k:
-    return {"teacher_log_probs": log_probs}
+    return found | {"teacher_log_probs": log_probs}
   ids = jax.lax.top_k(log_probs, top_k)[1]
-  return {"teacher_ids": ids, "teacher_log_probs": buckets(log_probs, ids)}
+  return found | {"teacher_ids": ids, "teacher_log_probs": buckets(log_probs, ids)}
+
+
+def doubted_passes(
+  step: Int[np.ndarray, "B G"],
+  length: Int[np.ndarray, "B"],
+  teacher_log_prob: Float[np.ndarray, "B G"],
+  count: int,
+) -> Int[np.ndarray, "B C"]:
+  """The passes of each rollout that wrote what the teacher finds least likely: `copy` of a shorter replay.
+
+  Where the teacher agrees there is nearly nothing to learn, and most passes are of that kind (docs/experiments.md).
+
+  Args:
+    step: the pass of each token.
+    length: generated tokens of a rollout; what is behind them is not looked at.
+    teacher_log_prob: of each token.
+    count: how many; rollouts of fewer passes are filled up with passes that wrote nothing.
+  """
+  row, token = np.nonzero(np.arange(step.shape[1])[None] < length[:, None])
+  least = np.full((len(step), max(count, int(step.max(initial=0)) + 1)), np.inf)
+  np.minimum.at(least, (row, step[row, token]), teacher_log_prob[row, token])
+  return np.sort(np.argsort(least, axis=1, kind="stable")[:, :count], axis=1).astype(np.int32)
 
 
 def one_a_pass(batch: Batch) -> Int[Array, "B T"]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from diffgr_jax.decoding.trajectory import generated
+from diffgr_jax.decoding.trajectory import generated, is_generated
 from diffgr_jax.models.config import TransformerConfig
 from diffgr_jax.models.transformer import Transformer
 from diffgr_jax.stages.replay import (
@@ -65,6 +65,12 @@ class Policy:
       return causal_states(model, batch, self.room)
     copies = replayed_copies(batch, self.block_size, self.room)
     return copied_states(model, batch, copies, self.block_size, self.mask_id)[:, 0]
+
+  def are_read(self, batch: Batch) -> Bool[Array, "B G"]:
+    """Which places hold a token that `states` is about: a generated one, of a pass that is replayed."""
+    if not self.in_blocks:
+      return is_generated(batch["length"], self.room)
+    return replayed_copies(batch, self.block_size, self.room).weight[:, 0] > 0
 
   def log_probs(self, model: Transformer, batch: Batch, banned: Bool[Array, "V"]) -> Float[Array, "B G"]:
     """log p of each generated token, by the estimator; what is not generated has some number."""

@@ -92,16 +92,17 @@ def token_log_probs(
 
 
 def replayed_copies(batch: Batch, block_size: int, room: int) -> Copies:
-  """The canvas of every pass of the decoder. Passes that wrote nothing have none."""
-  step, passes = batch["step"], batch["copy"][0]
+  """The canvases of the decoder's passes that `copy` names, in their order. Passes that wrote nothing have none."""
+  step, passes = batch["step"], batch["copy"]
   rows = len(step)
   of_blocks = step.reshape(rows, 1, -1, block_size)
-  wrote = (of_blocks == passes[None, :, None, None]).any(axis=-1)  # [B, C, blocks]
+  wrote = (of_blocks == passes[..., None, None]).any(axis=-1)  # [B, C, blocks]
   block = jnp.where(wrote.any(axis=-1), wrote.argmax(axis=-1), -1)
   own = jnp.take_along_axis(of_blocks[:, 0], jnp.maximum(block, 0)[..., None], axis=1)
-  weight = is_generated(batch["length"], room)[:, None].astype(jnp.float32)
-  copy = jnp.maximum(generated(step, batch["start"], room), 0)[:, None]
-  return Copies(block, own >= passes[None, :, None], copy, weight)
+  of_token = generated(step, batch["start"], room)
+  copy = jnp.minimum(jax.vmap(jnp.searchsorted)(passes, of_token), passes.shape[1] - 1)
+  weight = is_generated(batch["length"], room) & (jnp.take_along_axis(passes, copy, axis=1) == of_token)
+  return Copies(block, own >= passes[..., None], copy[:, None], weight[:, None].astype(jnp.float32))
 
 
 def drawn_copies(batch: Batch, block_size: int, room: int, estimator: str, draws: int) -> Copies:

@@ -53,6 +53,7 @@ _RULES = FieldRules(
     "vocab_size": 300, "row_length": 8, "target_length": 8, "block_size": 1, "reasoning_weight": 0,
     "answer_weight": 0, "end_weight": 0, "choice_weight": 0, "decode_steps": 0, "max_new_tokens": 1,
     "eval_batch_size": 1, "eval_limit": 0, "watch_lists": 0, "temperature": 0, "group": 1, "teacher_top_k": 0,
+    "teacher_passes": 0,
     "updates_per_rollout": 1, "reward_alpha": 0, "estimator_draws": 1, "kl_weight": 0, "clip_high": 0, "refills": 0,
     "least_entropy": 0, "retriever_steps": 1, "trace_lists": 0, "trace_tries": 1, "trace_temperature": 0,
   },

@@ -108,7 +108,7 @@ def most_passes(config: Config) -> int:
 def _rollout_program(config: Config, job: Plan, mesh: Mesh, array: Callable[..., Any]) -> Program:
   """A train step on rollouts, scores among them."""
   room, vocab = config.max_new_tokens, job.model.vocab_size
-  passes = most_passes(config)
+  passes = config.teacher_passes if config.stage == OPD and config.teacher_passes else most_passes(config)
   row, number = functools.partial(array, jnp.int32), functools.partial(array, jnp.float32)
   batch = {"tokens": row(config.row_length), "step": row(config.row_length), "log_prob": number(config.row_length)}
   batch |= {"start": row(), "length": row(), "row_seed": row(), "finished": array(jnp.bool_), "copy": row(passes)}

@@ -209,9 +209,14 @@ class _Writer:
         teacher=policy, banned=stage.banned, kind=stage.kind, top_k=stage.top_k,
         temperature=config.teacher_temperature, slow=config.teacher_slow,
       )  # fmt: skip
-      return self._in_parts(
+      scores = self._in_parts(
         lambda part: opd.score(teacher, part, **how), _one_a_pass(rows) if config.teacher_slow else rows
       )
+      of_token = scores["teacher_log_prob"] if stage.kind == opd.SAMPLED else scores.pop("teacher_log_prob")
+      if config.teacher_passes:
+        step = _generated(rows["step"], rows["start"], self._policy.room)
+        scores["copy"] = opd.doubted_passes(step, rows["length"], of_token, config.teacher_passes)
+      return scores
     assert isinstance(stage, rl.RlStage)
     of = lambda policy, params: self._in_parts(
       lambda part: {"it": rl.score(params, part, policy=policy, banned=stage.banned)}, rows

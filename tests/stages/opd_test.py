@@ -10,9 +10,12 @@ import optax
 import pytest
 from scipy.special import log_softmax, rel_entr
 
+from diffgr_jax.decoding.denoiser import log_probabilities
+from diffgr_jax.decoding.trajectory import generated
+from diffgr_jax.diffusion.divergence import divergence
 from diffgr_jax.models.attention import padded_layout
 from diffgr_jax.models.transformer import bind
-from diffgr_jax.stages.opd import OpdStage, one_a_pass, score
+from diffgr_jax.stages.opd import OpdStage, banned_rows, doubted_passes, one_a_pass, score
 from tests.stages import rollouts as r
 
 TEACHER = r.policy(pattern="causal")
@@ -89,6 +92,33 @@ def test_a_sharper_teacher():
   _, metrics = OpdStage(own, r.BANNED).loss(params, batch, {}, count, 5)
   assert float(metrics["loss"]) == pytest.approx(by_hand(own, params, other, batch, sharper), rel=1e-3, abs=1e-4)
   assert np.asarray(jnp.exp(batch["teacher_log_probs"]).sum(-1)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_passes_that_the_teacher_doubts():
+  """The loss of some passes is the whole replay's over their tokens, and nothing else is learned from."""
+  own, params, other, batch = scored(threshold=1e-4)
+  batch |= score(other, batch, teacher=TEACHER, banned=r.BANNED, kind="forward_kl")
+  step, length = np.asarray(generated(batch["step"], batch["start"], r.ROOM)), np.asarray(batch["length"])
+  least = doubted_passes(step, length, np.asarray(batch["teacher_log_prob"]), 2)
+  assert least.shape == (5, 2)
+  for row in range(5):
+    of_pass = {n: np.asarray(batch["teacher_log_prob"])[row][(step[row] == n) & (np.arange(r.ROOM) < length[row])].min()
+               for n in set(step[row, : length[row]].tolist())}  # fmt: skip
+    written = min(2, len(of_pass))
+    assert {n for n in least[row].tolist() if n in of_pass} == set(sorted(of_pass, key=of_pass.__getitem__)[:written])
+
+  chosen = jnp.asarray((step[:, :, None] == least[:, None]).any(-1) & (np.arange(r.ROOM)[None] < length[:, None]))
+  assert 0 < chosen.sum() < length.sum()
+  stage = OpdStage(own, r.BANNED)
+  loss = lambda params, batch: stage.loss(params, batch, {}, jnp.float32(1), 5)[0]
+  model = bind(own.model, params)
+  whole = log_probabilities(model.logits(own.states(model, batch)), banned_rows(own.model, r.BANNED))
+  by_token = divergence("forward_kl", batch["teacher_log_probs"], whole, 0.5)
+  short = batch | {"copy": jnp.asarray(least)}
+  assert float(loss(params, short)) == pytest.approx(float(jnp.where(chosen, by_token, 0.0).sum()), rel=1e-4)
+  same = own.are_read(short)
+  np.testing.assert_array_equal(same, chosen)
+  np.testing.assert_array_equal(own.are_read(batch), np.arange(r.ROOM)[None] < length[:, None])
 
 
 def test_the_best_k_and_the_rest():

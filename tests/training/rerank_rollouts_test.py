@@ -82,7 +82,7 @@ def test_the_time_of_an_update_is_not_counted_as_that_of_rollouts(started, tmp_p
   "fields",
   [
     {},
-    {"teacher_top_k": 20, "divergence": "jsd"},
+    {"teacher_top_k": 20, "divergence": "jsd", "teacher_passes": 2},
     {"divergence": "sampled", "rollout_temperature": 1.0},
     {"updates_per_rollout": 2, "rollout_ahead": True},
   ],
