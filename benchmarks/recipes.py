@@ -347,7 +347,7 @@ RECIPES: dict[str, Recipe] = {
      " --only=mid,sft,teacher,naive,lists,cft,opd",),
     f"{W}/made_up_quick/study.json", 45,
     (("test", "sft: autoregressive", "R@1"), ("test", "sft: autoregressive", "valid")),
-    remark="Since the record, stages behind SFT differ: CFT learns from all valid answers, RL has a lower rate.",
+    remark="Since the record, stages behind SFT differ: RL's rate, CFT's messages, OPD's teacher.",
   ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",

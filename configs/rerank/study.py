@@ -18,7 +18,7 @@ from configs.docid.base import parse_arguments
 
 _ARGUMENTS = ("shop", "path", "vectors", "candidates", "pool", "size", "seed", "part", "models", "block")
 _STEPS = {"mid": 2600, "sft": 4000, "teacher": 100, "lists": 400, "cft": 2700, "opd": 100, "rl": 60}
-_QUICK = {"mid": 2600, "sft": 4000, "teacher": 100, "lists": 200, "cft": 2700, "opd": 40, "rl": 40}
+_QUICK = {"mid": 2600, "sft": 4000, "teacher": 100, "lists": 200, "cft": 2700, "opd": 80, "rl": 40}
 _CELLS = ("mid", "sft", "teacher", "lists", "cft", "opd")  # that others begin with
 _ENDS = {"learning_rate": 2e-3, "suffix_fraction": 0.5}  # half of the blocks are canvases of the policy `prefix`
 # A student is to write as its teacher does: of right answers alone there are too few (docs/experiments.md).
@@ -38,12 +38,12 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.against = "teacher"
   # The rate falls: of few and noisy gradients, that keeps the last steps' mean. On a CPU parts of eight rollouts are
   # quicker than all of them at once (docs/reranking.md). A teacher that chooses surely writes the same ranking eight
-  # times, and a student mostly what it should: what teaches little is replaced.
+  # times: what teaches nothing is replaced.
   rollouts = {"checkpoint_every": 10, "lr_decay": "linear", "batch_size": 32, "microbatches": 4, "refills": 3}
   # At a temperature of 1 half of a student's answers are invalid that are valid when it decodes greedily.
   cooler = rollouts | {"learning_rate": 2e-4, "rollout_temperature": 0.5}
-  # A teacher agrees with most of what a student writes: what it doubts is learned (docs/experiments.md).
-  doubted = rollouts | {"learning_rate": 1e-3, "teacher_temperature": 0.2, "teacher_passes": 12}
+  # At a temperature of 1 a teacher mostly says how unsure it is between candidates (docs/experiments.md).
+  sharper = rollouts | {"learning_rate": 1e-3, "teacher_temperature": 0.2, "refills": 0}
   measured = {"eval_splits": ("test",), "eval_batch_size": 64} | ({"eval_limit": 1024} if quick else {})
 
   def cell(stage: str, count: str = "", fields: dict | None = None, **own: str) -> dict:
@@ -69,13 +69,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "cft": cell("convert", start=f"{models}/student"),
   }
   cells = (there if models else trained) | {
-    "opd": cell("opd", "opd", doubted, start="cft", teacher="teacher"),
+    "opd": cell("opd", "opd", sharper, start="cft", teacher="teacher"),
     "both": cell("rl", "rl", cooler, start="opd"),
     "rl": cell("rl", "rl", cooler, start="cft"),
     "cft_slow": cell("convert", fields={"threshold": 1.0}, start="cft"),
-    "opd_slow": cell("opd", "opd", doubted | {"threshold": 1.0}, threshold="1.0", start="cft", teacher="teacher"),
+    "opd_slow": cell("opd", "opd", sharper | {"threshold": 1.0}, threshold="1.0", start="cft", teacher="teacher"),
     "cft_fast": cell("convert", fields={"threshold": 0.6}, start="cft"),
-    "opd_fast": cell("opd", "opd", doubted | {"threshold": 0.6}, threshold="0.6", start="cft", teacher="teacher"),
+    "opd_fast": cell("opd", "opd", sharper | {"threshold": 0.6}, threshold="0.6", start="cft", teacher="teacher"),
   }
   config.cells = ml_collections.ConfigDict(cells)
   config.order = tuple(cells)
