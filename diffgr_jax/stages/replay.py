@@ -1,8 +1,8 @@
 """Log-probabilities of trajectories: which canvases a generated token is scored on, and the passes that score it.
 
-Batch contract: the fields of `Trajectories` (decoding/trajectory.py) by their names, and for block models `copy`, a row
-of numbers 0 to C - 1 whose width says how many noisy blocks a trajectory may take (a shape, so that batches of a like
-number of passes share a program).
+Batch contract: the fields of `Trajectories` (decoding/trajectory.py) by their names, and for block models `copy`: the C
+passes of each trajectory that are replayed, in rising order, mostly 0 to C - 1. C is a shape, so that batches of a like
+number of passes share a program.
 
     autoregressive   one causal pass; logit i - 1 scores token i
     replay           a noisy block for each pass of the decoder, as the pass saw it: MASK where it had not written yet.
