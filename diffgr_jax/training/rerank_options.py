@@ -53,9 +53,9 @@ _RULES = FieldRules(
     "vocab_size": 300, "row_length": 8, "target_length": 8, "block_size": 1, "reasoning_weight": 0,
     "answer_weight": 0, "end_weight": 0, "choice_weight": 0, "decode_steps": 0, "max_new_tokens": 1,
     "eval_batch_size": 1, "eval_limit": 0, "watch_lists": 0, "temperature": 0, "group": 1, "teacher_top_k": 0,
-    "teacher_passes": 0,
-    "updates_per_rollout": 1, "reward_alpha": 0, "estimator_draws": 1, "kl_weight": 0, "clip_high": 0, "refills": 0,
-    "least_entropy": 0, "retriever_steps": 1, "trace_lists": 0, "trace_tries": 1, "trace_temperature": 0,
+    "teacher_passes": 0, "updates_per_rollout": 1, "reward_alpha": 0, "estimator_draws": 1, "kl_weight": 0,
+    "clip_high": 0, "refills": 0, "least_entropy": 0, "retriever_steps": 1, "trace_lists": 0,
+    "trace_tries": 1, "trace_temperature": 0,
   },
   above_zero=("rollout_temperature", "rollout_threshold", "teacher_temperature", "spg_beta"),
   shares=("jsd_beta", "clip_low", "spg_mix", "least_valid", "suffix_fraction", "trace_agreeing", "permuted_codes"),
@@ -148,10 +148,12 @@ def _check_rollouts(config: Config) -> None:
   if config.stage == OPD and config.divergence == "jsd" and not 0 < config.jsd_beta < 1:
     raise ValueError(f"config.jsd_beta is between 0 and 1, not {config.jsd_beta}: take forward_kl or reverse_kl there")
   if config.stage == OPD and config.divergence == SAMPLED:
-    for field, value in (("updates_per_rollout", 1), ("rollout_ahead", False), ("rollout_temperature", 1.0)):
-      if config[field] != value:
+    whole = {"updates_per_rollout": 1, "rollout_ahead": False, "rollout_temperature": 1.0}
+    whole |= {"refills": 0, "teacher_passes": 0}
+    for field, value in whole.items():
+      if config.get(field, value) != value:  # older runs lack some
         raise ValueError(
-          f"config.divergence 'sampled' is a gradient of fresh rollouts at temperature 1: config.{field} must be"
+          f"config.divergence 'sampled' is a gradient of all fresh rollouts at temperature 1: config.{field} must be"
           f" {value}, not {config[field]}"
         )
   if config.stage == RL and config.group < 2:

@@ -101,7 +101,7 @@ def test_a_student_is_distilled_and_resumes_bit_for_bit(started, tmp_path, monke
 
 
 def test_distillation_asks_for_more_where_answers_are_valid(started, tmp_path, monkeypatch):
-  """Valid, here: by a token's parity. Half of the lists have only valid answers, and are replaced by others."""
+  """Every second list, here, has valid answers alone, and is replaced by another."""
   real = rerank_rollouts._Writer._roll
   seen = []
 
@@ -206,6 +206,12 @@ def test_all_invalid_groups_change_nothing(started, tmp_path):
     ("opd", {"teacher": "x", "divergence": "jsd", "jsd_beta": 1.0}, "config.jsd_beta is between 0 and 1"),
     ("opd", {"teacher": "x", "divergence": "sampled", "updates_per_rollout": 2}, "updates_per_rollout must be 1"),
     ("opd", {"teacher": "x", "divergence": "sampled", "rollout_temperature": 0.7}, "rollout_temperature must be 1.0"),
+    ("opd", {"teacher": "x", "divergence": "sampled", "rollout_temperature": 1.0, "refills": 1}, "refills must be 0"),
+    (
+      "opd",
+      {"teacher": "x", "divergence": "sampled", "rollout_temperature": 1.0, "teacher_passes": 4},
+      "teacher_passes must be 0",
+    ),
     ("opd", {"teacher": "x", "divergence": "tv"}, "config.divergence is one of"),
   ],
 )
