@@ -118,4 +118,4 @@ def test_every_stage_of_the_re_ranking_study_begins_with_one_before_it(given):
     for folder in filter(None, folders):
       assert folder in ("colabs/models/teacher", "colabs/models/student") or folder.removeprefix("{out}/") in seen
     seen.add(cell.name)
-  assert len(seen) == (11 if "models" in given else 13)
+  assert len(seen) == (13 if "models" in given else 15)
