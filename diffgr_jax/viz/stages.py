@@ -3,9 +3,12 @@
 R@1       a row for each run, between the retriever's order and the best order (a ceiling that the made-up shop
           knows); its bar is the paired 95% interval of the difference to the run that all are compared with
 valid     the same rows, share of valid answers
+frontier  valid over tokens a pass, a line for each student that was decoded at several thresholds (`cft`, `cft_slow`,
+          ...): a student may be valid because it is careful, and only a line above another's is better
 small     marks at the least and the most of several seeds, where the record pools them (benchmarks/pool_seeds.py)
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,10 +54,14 @@ def draw_stages(
     raise ValueError(f"the record has no run {unknown[0]!r}: there are {', '.join(runs)}")
   own = {run: runs[run][own_system(runs[run])] for run in only or runs}
 
-  figure = Figure(figsize=(9.5, 1.2 + 0.36 * len(own)), layout="constrained")
+  teacher, lines = runs[against][own_system(runs[against])], _thresholds(own)
+  widths = (3, 2, 3) if lines else (3, 2)
+  figure = Figure(figsize=(1.9 * sum(widths), 1.2 + 0.36 * len(own)), layout="constrained")
   FigureCanvasAgg(figure)
-  quality, valid = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-  teacher = runs[against][own_system(runs[against])]
+  grid = figure.add_gridspec(1, len(widths), width_ratios=widths)
+  quality = figure.add_subplot(grid[0])
+  valid = figure.add_subplot(grid[1], sharey=quality)
+  valid.tick_params(labelleft=False)
   for axes, metric in zip((quality, valid), _METRICS, strict=True):
     for row, (run, figures) in enumerate(own.items()):
       _row(axes, row, figures, metric, teacher, against, COLOURS[0] if run == against else COLOURS[1])
@@ -67,11 +74,39 @@ def draw_stages(
         runs[against][system]["R@1"], color=colour, linestyle=style, linewidth=1.2, label=system, zorder=1
       )
   valid.set_xlim(_LEAST_VALID, 1.0)
+  valid.set_xticks((0.8, 0.85, 0.9, 0.95, 1.0))
   quality.set_yticks(range(len(own)), list(own))
   quality.invert_yaxis()
-  figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+  if lines:
+    _frontier(figure.add_subplot(grid[2]), lines, teacher["valid"])
+  figure.legend(*quality.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=8)
   figure.savefig(path, dpi=130)
   return Path(path)
+
+
+def _thresholds(own: Mapping[str, Mapping[str, float]]) -> dict[str, list[Mapping[str, float]]]:
+  """The runs whose names begin alike (`cft`, `cft_slow`), from the slowest on, where there are several."""
+  found = defaultdict(list)
+  for run, figures in own.items():
+    found[run.partition("_")[0]].append(figures)
+  return {
+    name: sorted(several, key=lambda figures: figures["tokens a forward"])
+    for name, several in found.items()
+    if len(several) > 1 and all("tokens a forward" in figures for figures in several)
+  }
+
+
+def _frontier(axes: Axes, lines: Mapping[str, Sequence[Mapping[str, float]]], teacher: float) -> None:
+  """Valid over tokens a pass, a line for each student; the teacher's level."""
+  axes.axhline(teacher, color=COLOURS[0], linewidth=0.8, zorder=1)
+  for at, (name, several) in enumerate(lines.items()):
+    colour, shade = (INK, FAINT) if not at else (COLOURS[at], COLOURS[at])
+    x, y = ([figures[metric] for figures in several] for metric in ("tokens a forward", "valid"))
+    axes.plot(x, y, color=shade, linewidth=1.2, zorder=2)
+    axes.scatter(x, y, s=36, color=colour, edgecolors="white", linewidths=0.6, label=name, zorder=3)
+  axes.set(xlabel="tokens a pass", ylabel="valid")
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.legend(frameon=False, fontsize=8, loc="lower left")
 
 
 def _row(

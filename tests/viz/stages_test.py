@@ -42,6 +42,17 @@ def test_pooled_seeds_show_the_least_and_the_most(record, tmp_path):
   assert not np.array_equal(before, _drawn(record, tmp_path / "after.png"))
 
 
+def test_students_at_several_thresholds_are_a_line(record, tmp_path):
+  before = _drawn(record, tmp_path / "before.png")
+  systems = record["metrics"]["test"]
+  own = next(name for name in systems if name.startswith("opd: block"))
+  systems[own.replace("opd:", "opd_slow:")] = systems[own] | {"tokens a forward": 1.0, "valid": 0.99}
+  line = _drawn(record, tmp_path / "line.png")
+  assert line.shape[1] > before.shape[1]
+  systems[own.replace("opd:", "opd_slow:")]["tokens a forward"] = 2.0
+  assert not np.array_equal(line, _drawn(record, tmp_path / "after.png"))
+
+
 @pytest.mark.parametrize(
   ("how", "message"),
   [
