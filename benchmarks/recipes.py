@@ -341,13 +341,12 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/item_retrievers_beauty.json", 20,
     (("test", "generative", "Hit@50"), ("test", "covisitation", "Hit@10"), ("test", "covisitation", "Hit@50")), 0.02,
   ),
-  "made_up_quick": Recipe(
+  "made_up_quick_0": Recipe(
     "docs/reranking.md",
-    (f"python -m diffgr_jax.sweep --config=configs/rerank/study.py:candidates=5,seed=0 --out={W}/made_up_quick"
-     " --only=mid,sft,teacher,naive,lists,cft,opd",),
-    f"{W}/made_up_quick/study.json", 45,
-    (("test", "sft: autoregressive", "R@1"), ("test", "sft: autoregressive", "valid")),
-    remark="Since the record, stages behind SFT differ: RL's rate, CFT's messages, OPD's teacher.",
+    (f"python -m diffgr_jax.sweep --config=configs/rerank/study.py:candidates=5,seed=0 --out={W}/made_up_quick_0",),
+    f"{W}/made_up_quick_0/study.json", 75,
+    (("test", "sft: autoregressive", "R@1"), ("test", "opd: block 8, prefix", "R@1"),
+     ("test", "opd: block 8, prefix", "valid")),
   ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",
