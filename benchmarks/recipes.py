@@ -87,10 +87,11 @@ _NOT_AS_ONE = (
   " messages were drawn once (docs/reranking.md). These commands are the same stages in one go, which were not run."
 )
 _RL_TEACHER = (_main("rerank/rl.py:start=colabs/models/teacher,steps=100", "teacher_rl", "--config.eval_limit=128"),)
+_OPD = "--config.lr_decay=constant --config.teacher_temperature=1."  # before the recipe of configs/rerank/opd.py
 _HOT = "--config.rollout_temperature=1. --config.group=4"  # as rollouts were drawn before
 _OPD_STUDENT = (
-  _main("rerank/opd.py:start=colabs/models/student,teacher=colabs/models/teacher,block=8,steps=100", "opd",
-        "--config.batch_size=64 --config.eval_limit=128", _HOT),
+  _main("rerank/opd.py:start=colabs/models/student,teacher=colabs/models/teacher,block=8,threshold=0.9,steps=100",
+        "opd", "--config.batch_size=64 --config.learning_rate=3e-4 --config.eval_limit=128", _OPD, _HOT),
 )  # fmt: skip
 _EVERY = "one_pass,topk,constrained,free,argmax,stochastic,blocks,pseudo_beam,best_of_n,match,chain"
 _BENCH = "python -m diffgr_jax.bench --config=configs/bench/decode.py"
@@ -286,7 +287,8 @@ RECIPES: dict[str, Recipe] = {
     "docs/reranking.md",
     (*_RL_TEACHER,
      _main("rerank/opd.py:pool=50,block=8,threshold=0.6,start=colabs/models/student"
-           f",teacher={W}/teacher_rl,steps=60", "opd_fast", "--config.threshold=0.6 --config.eval_limit=128", _HOT),
+           f",teacher={W}/teacher_rl,steps=60", "opd_fast",
+           "--config.threshold=0.6 --config.learning_rate=3e-4 --config.eval_limit=128", _OPD, _HOT),
      _evaluate("opd_fast", _TEST, f"--out={W}/opd_fast/test.json")),
     f"{W}/opd_fast/test.json", 15, (("test", "block 8, prefix", "R@1"), ("test", "block 8, prefix", "valid")), 0.03,
     machine="H200", remark="As recorded, its 60 steps and its figures were made on 2 cores, in 36 minutes and some.",
@@ -295,9 +297,10 @@ RECIPES: dict[str, Recipe] = {
     "docs/reranking.md",
     (*_shipped("student", "--set=threshold=0.6"),
      _main("rerank/opd.py:pool=50,block=8,threshold=0.6,start=colabs/models/student,teacher=colabs/models/teacher"
-           ",steps=60", "opd_cool_60", "--config.threshold=0.6 --config.eval_limit=128"),
+           ",steps=60", "opd_cool_60",
+           "--config.threshold=0.6 --config.learning_rate=3e-4 --config.eval_limit=128", _OPD),
      _main(f"rerank/opd.py:pool=50,block=8,threshold=0.6,start={W}/opd_cool_60,teacher=colabs/models/teacher"
-           ",steps=60", "opd_cool", "--config.threshold=0.6 --config.learning_rate=1e-3 --config.eval_limit=128"),
+           ",steps=60", "opd_cool", "--config.threshold=0.6 --config.learning_rate=1e-3 --config.eval_limit=128", _OPD),
      _evaluate("opd_cool", _TEST, f"--against={W}/student --out={W}/opd_cool/test.json")),
     f"{W}/opd_cool/test.json", 60, (("test", "block 8, prefix", "valid"), ("test", "block 8, prefix", "R@1")), 0.03,
   ),

@@ -42,9 +42,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   rollouts = {"checkpoint_every": 10, "lr_decay": "linear", "batch_size": 32, "microbatches": 4, "refills": 3}
   # At a temperature of 1 half of a student's answers are invalid that are valid when it decodes greedily.
   cooler = rollouts | {"learning_rate": 2e-4, "rollout_temperature": 0.5}
-  # At a temperature of 1 a teacher mostly says how unsure it is between candidates. Rollouts are written fast, at a
-  # threshold of .6: there the student errs, and what it learns from that holds at .9, too (docs/experiments.md).
-  sharper = rollouts | {"learning_rate": 2e-3, "teacher_temperature": 0.2, "refills": 0}
   measured = {"eval_splits": ("test",), "eval_batch_size": 64} | ({"eval_limit": 1024} if quick else {})
 
   def cell(stage: str, count: str = "", fields: dict | None = None, **own: str) -> dict:
@@ -70,7 +67,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     "cft": cell("convert", start=f"{models}/student"),
   }
   cells = (there if models else trained) | {
-    "opd": cell("opd", "opd", sharper, threshold="0.6", start="cft", teacher="teacher"),
+    "opd": cell("opd", "opd", rollouts | {"refills": 0}, start="cft", teacher="teacher"),
     "both": cell("rl", "rl", cooler, start="opd"),
     "rl": cell("rl", "rl", cooler, start="cft"),
   }
