@@ -86,6 +86,17 @@ def test_lists_of_five_come_from_their_pool_in_shorter_rows(stage):
   check_config(five)
 
 
+def test_a_small_student_is_taught_where_it_errs_and_a_large_one_as_the_paper_has_it():
+  make = importlib.import_module("configs.rerank.opd").get_config
+  of = lambda given: [
+    make(f"start=w,teacher=t{given}")[name]
+    for name in ("steps", "rollout_threshold", "learning_rate", "lr_decay", "teacher_temperature")
+  ]
+  assert of("") == [240, 0.6, 2e-3, "linear", 0.2]
+  assert of(",steps=7,threshold=0.8") == [7, 0.8, 2e-3, "linear", 0.2]
+  assert of(",size=8b,steps=7") == [7, 0.9, 3e-4, "constant", 1.0]
+
+
 @pytest.mark.parametrize("stage", ["opd", "rl"])
 def test_rollouts_on_pods_are_accepted(stage):
   check_config(importlib.import_module("configs.pod.rerank").get_config(f"stage={stage},start=w,teacher=t"))

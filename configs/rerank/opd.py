@@ -10,7 +10,7 @@ from configs.rerank import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  config, given = base.get_config(arg, own=("start", "teacher", "slow", "threshold", "block"))
+  config, given = base.get_config(arg, own=("start", "teacher", "slow", "threshold", "block", "steps"))
   if "start" not in given:
     raise ValueError("--config=...:start=WORKDIR names the converted run that is taught")
   config.stage = "opd"
@@ -26,8 +26,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.checkpoint_every = 20
   config.log_every = 5
   config.rollout_threshold = float(given.get("threshold", 0.9))
-  config.learning_rate = 3e-4
-  if given.get("size") != "8b":
+  config.learning_rate, config.lr_decay = 3e-4, "constant"
+  if config.optimizer == "muon":  # but at 8B
     # Written fast, where a small student errs: what it learns there holds at .9, too. The first 80 steps or so teach it
     # care, and only those behind them what to write. At a temperature of 1 a teacher mostly says how unsure it is
     # between candidates (docs/experiments.md).
