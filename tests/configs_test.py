@@ -86,7 +86,7 @@ def test_lists_of_five_come_from_their_pool_in_shorter_rows(stage):
   check_config(five)
 
 
-def test_a_small_student_is_taught_where_it_errs_and_a_large_one_as_the_paper_has_it():
+def test_a_small_student_is_taught_where_it_errs_and_a_large_one_as_before():
   make = importlib.import_module("configs.rerank.opd").get_config
   of = lambda given: [
     make(f"start=w,teacher=t{given}")[name]

@@ -122,20 +122,12 @@ def test_distillation_asks_for_more_where_answers_are_valid(started, tmp_path, m
 
 
 def test_a_student_can_be_taught_by_its_slower_self(started, tmp_path):
-  config = tiny("opd", started[1], teacher_slow=True, group=2, rollout_threshold=1e-4)
+  itself = {"teacher_slow": True, "group": 2, "teacher_temperature": 1.0}
+  config = tiny("opd", started[1], rollout_threshold=1e-4, **itself)
   loop.train_and_evaluate(config, tmp_path / "slow")
   losses = [line["loss"] for line in metrics(tmp_path / "slow")]
   assert losses[0] > 0  # several tokens a pass are not what one at a time would be
-  one = tiny(
-    "opd",
-    started[1],
-    teacher_slow=True,
-    group=2,
-    rollout_threshold=1.0,
-    steps=1,
-    warmup_steps=0,
-    teacher_temperature=1.0,
-  )
+  one = tiny("opd", started[1], rollout_threshold=1.0, steps=1, warmup_steps=0, **itself)
   loop.train_and_evaluate(one, tmp_path / "same")
   assert metrics(tmp_path / "same")[0]["loss"] == pytest.approx(0.0, abs=1e-5)  # it is its own teacher
 
