@@ -115,8 +115,12 @@ def train_and_evaluate(
   try:
     with notice_of_preemption() as notice:
       for step in range(start + 1, config.steps + 1):
-        rows = _next_batch(iterator, lost, pending)
-        rows, rolled = job.roll_out(state.params, step, mesh) if isinstance(job, RollsOut) else (rows, {})
+        rows, rolled = _next_batch(iterator, lost, pending), {}
+        if isinstance(job, RollsOut):
+          if pending is not None:
+            report(*pending)  # nothing is written by weights that have not been seen to be finite
+            pending = None
+          rows, rolled = job.roll_out(state.params, step, mesh)
         profile.before(step)
         batch = shard_batch(rows, mesh)
         with jax.set_mesh(mesh), lost.to("compile") if step == start + 1 else contextlib.nullcontext():

@@ -44,6 +44,14 @@ def metrics(workdir):
   return [line for line in lines if "loss" in line]
 
 
+def losses(workdir):
+  """By step; one that a resumed run takes again has to come out the same."""
+  found = {}
+  for line in metrics(workdir):
+    assert found.setdefault(line["step"], line["loss"]) == line["loss"], line["step"]
+  return found
+
+
 def interrupted(config, workdir, monkeypatch, at):
   real, calls = loop.train_step, []
 
@@ -78,6 +86,19 @@ def test_the_time_of_an_update_is_not_counted_as_that_of_rollouts(started, tmp_p
   assert all(line["rollout_share"] < 0.5 for line in lines)
 
 
+def test_an_update_is_reported_before_its_weights_write(started, tmp_path, monkeypatch):
+  """So every line of metrics has as many rounds of rollouts as updates, and weights that are not finite write none."""
+  seen, real = [], RolloutJob.roll_out
+
+  def roll_out(self, params, step, mesh):
+    seen.append((step, len(metrics(tmp_path)) if step > 1 else 0))
+    return real(self, params, step, mesh)
+
+  monkeypatch.setattr(RolloutJob, "roll_out", roll_out)
+  loop.train_and_evaluate(opd(started, log_every=1), tmp_path)
+  assert seen == [(step, step - 1) for step in range(1, 5)]
+
+
 @pytest.mark.parametrize(
   "fields",
   [
@@ -97,7 +118,7 @@ def test_a_student_is_distilled_and_resumes_bit_for_bit(started, tmp_path, monke
   assert 0 < found[0]["rollout_share"] <= 1
   _, resumed = interrupted(opd(started, **fields), tmp_path / "broken", monkeypatch, 4)
   same_bits(resumed, whole)
-  assert [line["loss"] for line in metrics(tmp_path / "broken")] == [line["loss"] for line in found]
+  assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
 
 
 def test_distillation_asks_for_more_where_answers_are_valid(started, tmp_path, monkeypatch):
@@ -125,8 +146,7 @@ def test_a_student_can_be_taught_by_its_slower_self(started, tmp_path):
   itself = {"teacher_slow": True, "group": 2, "teacher_temperature": 1.0}
   config = tiny("opd", started[1], rollout_threshold=1e-4, **itself)
   loop.train_and_evaluate(config, tmp_path / "slow")
-  losses = [line["loss"] for line in metrics(tmp_path / "slow")]
-  assert losses[0] > 0  # several tokens a pass are not what one at a time would be
+  assert metrics(tmp_path / "slow")[0]["loss"] > 0  # several tokens a pass are not what one at a time would be
   one = tiny("opd", started[1], rollout_threshold=1.0, steps=1, warmup_steps=0, **itself)
   loop.train_and_evaluate(one, tmp_path / "same")
   assert metrics(tmp_path / "same")[0]["loss"] == pytest.approx(0.0, abs=1e-5)  # it is its own teacher
@@ -147,7 +167,7 @@ def test_a_policy_is_rewarded_and_resumes_bit_for_bit(started, tmp_path, monkeyp
   assert found[0]["grad_norm"] > 0
   _, resumed = interrupted(rl(start, **fields), tmp_path / "broken", monkeypatch, 4)
   same_bits(resumed, whole)
-  assert [line["loss"] for line in metrics(tmp_path / "broken")] == [line["loss"] for line in found]
+  assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
 
 
 def reward_of_length(monkeypatch):
