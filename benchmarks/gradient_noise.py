@@ -45,7 +45,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 16, "gradients of each run", lower_boun
 _WORKDIR = flags.DEFINE_string("workdir", "workdir/gradient_noise", "takes what is built beside the runs")
 _OUT = flags.DEFINE_string("out", None, "the file of results to write")
 
-_FIELDS = {
+FIELDS = {
   "batch_size": int, "group": int, "microbatches": int, "refills": int, "rollout_threshold": float,
   "rollout_temperature": float,
 }  # fmt: skip
@@ -61,7 +61,7 @@ def main(_) -> None:
   configs = {Path(run).name: open_rerank(Path(run)).config for run in _RUNS.value}
   metrics = {}
   for name, config in configs.items():
-    set_fields(config, _SET.value, _FIELDS)
+    set_fields(config, _SET.value, FIELDS)
     check_config(config)
     mesh = make_mesh(config.mesh.to_dict())
     job = make_job(config, Path(_WORKDIR.value) / name)
@@ -76,7 +76,7 @@ def main(_) -> None:
       seeds={name: config.seed for name, config in configs.items()},
       metrics={"gradients": metrics},
       settings={
-        name: {"stage": config.stage} | {one: config[one] for one in _FIELDS} for name, config in configs.items()
+        name: {"stage": config.stage} | {one: config[one] for one in FIELDS} for name, config in configs.items()
       },
     )
     Path(_OUT.value).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

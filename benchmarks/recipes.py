@@ -93,6 +93,13 @@ _OPD_STUDENT = (
   _main("rerank/opd.py:start=colabs/models/student,teacher=colabs/models/teacher,block=8,threshold=0.9,steps=100",
         "opd", "--config.batch_size=64 --config.learning_rate=3e-4 --config.eval_limit=128", _OPD, _HOT),
 )  # fmt: skip
+
+
+def _quick_study(seed: int) -> str:
+  study = f"configs/rerank/study.py:candidates=5,seed={seed}"
+  return f"python -m diffgr_jax.sweep --config={study} --out={W}/made_up_quick_{seed}"
+
+
 _EVERY = "one_pass,topk,constrained,free,argmax,stochastic,blocks,pseudo_beam,best_of_n,match,chain"
 _BENCH = "python -m diffgr_jax.bench --config=configs/bench/decode.py"
 
@@ -344,12 +351,36 @@ RECIPES: dict[str, Recipe] = {
     f"{W}/item_retrievers_beauty.json", 20,
     (("test", "generative", "Hit@50"), ("test", "covisitation", "Hit@10"), ("test", "covisitation", "Hit@50")), 0.02,
   ),
-  "made_up_quick_0": Recipe(
+  **{
+    f"made_up_quick_{seed}": Recipe(
+      "docs/reranking.md", (_quick_study(seed),), f"{W}/made_up_quick_{seed}/study.json", 75,
+      (("test", "sft: autoregressive", "R@1"), ("test", "opd: block 8, prefix", "R@1"),
+       ("test", "opd: block 8, prefix", "valid")),
+    )
+    for seed in (0, 1)
+  },
+  "made_up_quick_pooled": Recipe(
     "docs/reranking.md",
-    (f"python -m diffgr_jax.sweep --config=configs/rerank/study.py:candidates=5,seed=0 --out={W}/made_up_quick_0",),
-    f"{W}/made_up_quick_0/study.json", 75,
-    (("test", "sft: autoregressive", "R@1"), ("test", "opd: block 8, prefix", "R@1"),
-     ("test", "opd: block 8, prefix", "valid")),
+    (_quick_study(0), _quick_study(1),
+     f"python -m benchmarks.pool_seeds --studies={W}/made_up_quick_0/study.json,{W}/made_up_quick_1/study.json"
+     f" --out={W}/made_up_quick_pooled.json"),
+    f"{W}/made_up_quick_pooled.json", 150,
+    (("test", "teacher: autoregressive", "R@1"), ("test", "cft: block 8, prefix", "valid"),
+     ("test", "opd: block 8, prefix", "valid"), ("test", "opd_fast: block 8, prefix", "valid")),
+  ),
+  "gradient_noise": Recipe(
+    "docs/experiments.md",
+    (_quick_study(0),
+     f"python -m benchmarks.gradient_noise --runs={W}/made_up_quick_0/teacher,{W}/made_up_quick_0/opd,"
+     f"{W}/made_up_quick_0/rl --out={W}/gradient_noise.json"),
+    f"{W}/gradient_noise.json", 80, (("gradients", "opd", "signal share"), ("gradients", "rl", "signal share")),
+  ),
+  "gradient_noise_fast": Recipe(
+    "docs/experiments.md",
+    (_quick_study(0),
+     f"python -m benchmarks.gradient_noise --runs={W}/made_up_quick_0/rl --set=rollout_threshold=0.6 --set=refills=0"
+     f" --set=group=4 --set=batch_size=64 --set=microbatches=8 --out={W}/gradient_noise_fast.json"),
+    f"{W}/gradient_noise_fast.json", 80, (("gradients", "rl", "signal share"),),
   ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",
