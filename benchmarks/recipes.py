@@ -382,6 +382,15 @@ RECIPES: dict[str, Recipe] = {
      f" --set=group=4 --set=batch_size=64 --set=microbatches=8 --out={W}/gradient_noise_fast.json"),
     f"{W}/gradient_noise_fast.json", 80, (("gradients", "rl", "signal share"),),
   ),
+  "beauty_quick_0": Recipe(
+    "docs/reranking.md",
+    ("python -m diffgr_jax.sweep --config=configs/rerank/study.py:shop=amazon_beauty,path={data}/amazon_beauty,"
+     f"vectors={{data}}/amazon_beauty/items_minilm_f16.npy,candidates=5,seed=0 --out={W}/beauty_quick_0"
+     " --only=mid,sft,teacher,naive,lists,cft,opd,cft_fast,opd_fast,cft_sure,opd_sure",),
+    f"{W}/beauty_quick_0/study.json", 75,
+    (("test", "teacher: autoregressive", "R@1"), ("test", "cft: block 8, prefix", "valid"),
+     ("test", "opd: block 8, prefix", "valid")),
+  ),
   "made_up_headroom": Recipe(
     "docs/reranking.md",
     (f"python -m benchmarks.rerank_headroom --shop=made_up --vectors=lsa --draws=2 --out={W}/made_up_headroom.json",),
