@@ -3,8 +3,7 @@
     python -m benchmarks.gradient_noise --runs=W/teacher,W/opd,W/rl
 
 Takes runs as they began: --rounds rounds are written with the weights of each one's start, all of other lists, and each
-gives a gradient. Two gradients g of the same weights have their signal G in common, and
-their noise not:
+gives a gradient. Two gradients g of the same weights have their signal G in common, and their noise not:
 
     signal share = |G|^2 / E|g|^2         E g_i . g_j over all pairs, over E|g|^2; also the mean cosine of two gradients
     noise scale  = rollouts * (1 / share - 1)       rollouts a step of which half would be signal
@@ -59,6 +58,8 @@ _GRADIENT = optax.GradientTransformation(
 
 def main(_) -> None:
   configs = {Path(run).name: open_rerank(Path(run)).config for run in _RUNS.value}
+  if len(configs) < len(_RUNS.value):
+    raise ValueError(f"--runs={','.join(_RUNS.value)}: two have the same name, by which rows are told apart")
   metrics = {}
   for name, config in configs.items():
     set_fields(config, _SET.value, FIELDS)
