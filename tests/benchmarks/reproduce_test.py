@@ -7,8 +7,9 @@ import shlex
 
 import pytest
 
-from benchmarks import gradient_noise, reproduce
+from benchmarks import reproduce
 import diffgr_jax as dg
+from diffgr_jax.training.gradient_noise import FIELDS as NOISE_FIELDS
 from diffgr_jax.training.rerank_run import DECODING_FIELDS as RERANK_FIELDS
 from diffgr_jax.training.run import DECODING_FIELDS as DOCID_FIELDS
 
@@ -48,7 +49,7 @@ def test_commands_name_configs_fields_and_flags_that_exist(name):
         assert [field for field in fields if field not in config] == [], command
     fields = [value.partition("=")[0] for flag, value in flags if flag == "set"]
     known = RERANK_FIELDS if "eval_limit" in fields else DOCID_FIELDS  # every recipe of re-rankers measures all lists
-    known = gradient_noise.FIELDS if words[2] == gradient_noise.__name__ else known
+    known = NOISE_FIELDS if words[2] == "benchmarks.gradient_noise" else known
     assert set(fields) <= set(known), command
 
 

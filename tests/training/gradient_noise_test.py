@@ -7,9 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import gradient_noise
 from diffgr_jax.parallel.mesh import make_mesh
-from diffgr_jax.training import loop
+from diffgr_jax.training import gradient_noise, loop
 from diffgr_jax.training.jobs import make_job
 from tests.training.tiny_rerank import tiny
 
