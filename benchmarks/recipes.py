@@ -386,7 +386,7 @@ RECIPES: dict[str, Recipe] = {
     "docs/reranking.md",
     ("python -m diffgr_jax.sweep --config=configs/rerank/study.py:shop=amazon_beauty,path={data}/amazon_beauty,"
      f"vectors={{data}}/amazon_beauty/items_minilm_f16.npy,candidates=5,seed=0 --out={W}/beauty_quick_0"
-     " --only=mid,sft,teacher,naive,lists,cft,opd,cft_fast,opd_fast,cft_sure,opd_sure",),
+     " --only=mid,sft,teacher,naive,lists,cft,opd,cft_slow,opd_slow,cft_sure,opd_sure,cft_fast,opd_fast",),
     f"{W}/beauty_quick_0/study.json", 75,
     (("test", "teacher: autoregressive", "R@1"), ("test", "cft: block 8, prefix", "valid"),
      ("test", "opd: block 8, prefix", "valid")),
