@@ -48,9 +48,7 @@ def main(_) -> None:
       status="measured",
       seeds={name: config.seed for name, config in configs.items()},
       metrics={"gradients": metrics},
-      settings={
-        name: {"stage": config.stage} | {one: config[one] for one in FIELDS} for name, config in configs.items()
-      },
+      settings={name: {one: config[one] for one in ("stage", *FIELDS)} for name, config in configs.items()},
     )
     Path(_OUT.value).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -29,8 +29,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.learning_rate, config.lr_decay = 3e-4, "constant"
   if config.optimizer == "muon":  # but at 8B
     # Written fast, where a small student errs: what it learns there holds at .9, too. First it learns care, and only
-    # then what to write. At a temperature of 1 a teacher mostly says how unsure it is between
-    # candidates (docs/experiments.md).
+    # then what to write. At a temperature of 1 a teacher mostly says how unsure it is between candidates
+    # (docs/experiments.md).
     config.steps = int(given.get("steps", 240))
     config.rollout_threshold = float(given.get("threshold", 0.6))
     config.teacher_temperature = 0.2
